@@ -1,5 +1,7 @@
 package ipcp
 
+import "iter"
+
 // What layers tell about themselves, for `show`, JSON and metrics. Addresses
 // are the decimal numbers; commands print them in the dotted form of spec 20 §2.2.
 
@@ -64,4 +66,13 @@ type Inspector interface {
 // FlowStat describes an N+1 flow of a layer.
 type FlowStat struct {
 	RxPackets, RxBytes, TxPackets, TxBytes uint64
+}
+
+// FlowCounter is implemented by flows that count their packets.
+type FlowCounter interface{ Stat() FlowStat }
+
+// Counter is implemented by layers that count what happens in them. Names are
+// snake_case and stable; those that end in _dropped are disjoint reasons.
+type Counter interface {
+	Counters() iter.Seq2[string, uint64]
 }
