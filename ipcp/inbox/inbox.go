@@ -55,6 +55,18 @@ func (b *Box) Deliver(pkts []*packet.Buf) {
 	b.calls.Add(-1)
 }
 
+// DeliverOne is Deliver for a single packet.
+func (b *Box) DeliverOne(p *packet.Buf) {
+	one := ones.Get().(*[1]*packet.Buf)
+	one[0] = p
+	b.Deliver(one[:])
+	one[0] = nil
+	ones.Put(one)
+}
+
+// ones holds slices of one packet, which would escape to the heap otherwise.
+var ones = sync.Pool{New: func() any { return new([1]*packet.Buf) }}
+
 func (b *Box) keep(pkts []*packet.Buf) {
 	b.mu.Lock()
 	if s := b.sink.Load(); s != nil { // installed since
