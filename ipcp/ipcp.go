@@ -112,6 +112,11 @@ type AllocRequest struct {
 	Hash []byte
 	QoS  qos.Spec
 	Data []byte // piggyback: the OAP request
+	// Renew yields a fresh OAP request for a second, new allocation when no
+	// reply came within about a second (spec 10 oddity 10: an identical request
+	// must never be repeated). It may be called from another goroutine; the
+	// reply belongs to the request it returned last. Nil: no second attempt.
+	Renew func() []byte
 }
 
 // Incoming is a flow request from a peer that waits for an answer. Exactly one
