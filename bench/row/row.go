@@ -1,0 +1,227 @@
+// Package row is the frame of the benchmark: rows that are measured in turns
+// within one run, compared with each other, held against bars, and written
+// down. Machines are shared and noisy, so what counts is the ratio of two rows
+// of the same round, and its median over the rounds.
+package row
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+)
+
+// Row is one measurement. Measure is called once a round.
+type Row struct {
+	Name    string // stable: results are compared by it
+	Unit    string
+	RatioTo string // name of a row of the same group; "" has no ratio
+	Measure func(ctx context.Context) (float64, error)
+}
+
+// Group is rows that are measured in turns. Setup makes what they need and
+// returns them with what takes it down again.
+type Group struct {
+	Name   string
+	Rounds int
+	Setup  func(ctx context.Context, names []string) ([]Row, func(), error)
+	Rows   []string // the names Setup can make
+}
+
+// Result is one row as it is written to latest.json.
+type Result struct {
+	Name    string  `json:"name"`
+	Value   float64 `json:"value"` // median of the rounds
+	Unit    string  `json:"unit"`
+	Ratio   float64 `json:"ratio,omitempty"` // median of the rounds' ratios
+	RatioTo string  `json:"ratio_to,omitempty"`
+	Runs    int     `json:"runs"`
+	Spread  float64 `json:"spread"` // (largest - smallest) / median
+
+	values []float64
+}
+
+// Bar is what a row must reach. One of the limits is set.
+type Bar struct {
+	Row      string
+	To       string  // with MinRatio, MaxRatio: the other row
+	MinRatio float64 // row / to
+	MaxRatio float64
+	Max      float64 // absolute, in the row's unit
+	Why      string
+}
+
+// Run measures the groups that have rows whose name starts with prefix.
+func Run(ctx context.Context, groups []Group, prefix string, log io.Writer) ([]Result, error) {
+	var out []Result
+	for _, g := range groups {
+		var want []string
+		for _, n := range g.Rows {
+			if strings.HasPrefix(n, prefix) {
+				want = append(want, n)
+			}
+		}
+		if len(want) == 0 {
+			continue
+		}
+		res, err := g.run(ctx, want, log)
+		if err != nil {
+			return out, fmt.Errorf("%s: %w", g.Name, err)
+		}
+		out = append(out, res...)
+	}
+	return out, nil
+}
+
+func (g Group) run(ctx context.Context, want []string, log io.Writer) ([]Result, error) {
+	fmt.Fprintf(log, "# %s: %d rounds\n", g.Name, g.Rounds)
+	rows, down, err := g.Setup(ctx, want)
+	if err != nil {
+		return nil, err
+	}
+	defer down()
+	res := make([]Result, len(rows))
+	for i, r := range rows {
+		res[i] = Result{Name: r.Name, Unit: r.Unit, RatioTo: r.RatioTo}
+	}
+	for round := range g.Rounds {
+		for k := range rows {
+			// Each round starts with another row, so none is always first.
+			i := (k + round) % len(rows)
+			v, err := rows[i].Measure(ctx)
+			if err != nil {
+				return nil, fmt.Errorf("row %s, round %d: %w", rows[i].Name, round+1, err)
+			}
+			res[i].values = append(res[i].values, v)
+		}
+	}
+	for i := range res {
+		r := &res[i]
+		r.Runs = len(r.values)
+		r.Value = median(r.values)
+		r.Spread = (slices.Max(r.values) - slices.Min(r.values)) / r.Value
+		if r.RatioTo != "" {
+			r.Ratio = ratio(res, r.Name, r.RatioTo)
+		}
+	}
+	return res, nil
+}
+
+// ratio is the median of the rounds' ratios; 0 when a row is missing. Rows of
+// different groups have different rounds: then it is the ratio of the medians.
+func ratio(res []Result, name, to string) float64 {
+	a, b := find(res, name), find(res, to)
+	if a == nil || b == nil {
+		return 0
+	}
+	if len(a.values) != len(b.values) || len(a.values) == 0 {
+		return a.Value / b.Value
+	}
+	q := make([]float64, len(a.values))
+	for i := range q {
+		q[i] = a.values[i] / b.values[i]
+	}
+	return median(q)
+}
+
+func find(res []Result, name string) *Result {
+	for i := range res {
+		if res[i].Name == name {
+			return &res[i]
+		}
+	}
+	return nil
+}
+
+func median(v []float64) float64 {
+	s := slices.Clone(v)
+	slices.Sort(s)
+	n := len(s)
+	if n == 0 {
+		return math.NaN()
+	}
+	if n%2 == 1 {
+		return s[n/2]
+	}
+	return (s[n/2-1] + s[n/2]) / 2
+}
+
+// Check compares results with bars, prints a line for each bar whose rows were
+// measured, and reports whether all were reached.
+func Check(w io.Writer, res []Result, bars []Bar) bool {
+	ok := true
+	for _, b := range bars {
+		r := find(res, b.Row)
+		if r == nil || b.To != "" && find(res, b.To) == nil {
+			continue
+		}
+		var got, limit float64
+		var what, unit string
+		pass := true
+		switch {
+		case b.MinRatio > 0:
+			got, limit, what = ratio(res, b.Row, b.To), b.MinRatio, "at least"
+			pass = got >= limit
+		case b.MaxRatio > 0:
+			got, limit, what = ratio(res, b.Row, b.To), b.MaxRatio, "at most"
+			pass = got <= limit
+		default:
+			got, limit, what, unit = r.Value, b.Max, "at most", " "+r.Unit
+			pass = got <= limit
+		}
+		verdict := "reached"
+		if !pass {
+			verdict, ok = "MISSED ", false
+		}
+		name := b.Row
+		if b.To != "" {
+			name += " / " + b.To
+		}
+		fmt.Fprintf(w, "%s  %-42s %8.3g%s, %s %g%s  %s\n", verdict, name, got, unit, what, limit, unit, b.Why)
+	}
+	return ok
+}
+
+// Table prints the results for people.
+func Table(w io.Writer, res []Result) {
+	t := tabwriter.NewWriter(w, 2, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(t, "row\tvalue\tunit\tns/packet\tratio\tto\truns\tspread\t")
+	for _, r := range res {
+		ns, rt := "", ""
+		if r.Unit == "Mpps" {
+			ns = fmt.Sprintf("%.1f", 1000/r.Value)
+		}
+		if r.Ratio != 0 {
+			rt = fmt.Sprintf("%.3f", r.Ratio)
+		}
+		fmt.Fprintf(t, "%s\t%.4g\t%s\t%s\t%s\t%s\t%d\t%.0f%%\t\n", r.Name, r.Value, r.Unit, ns, rt, r.RatioTo, r.Runs, 100*r.Spread)
+	}
+	t.Flush()
+}
+
+// Save writes the results, keeping rows of the file that were not measured now.
+func Save(file string, res []Result) error {
+	var old []Result
+	if b, err := os.ReadFile(file); err == nil {
+		if err := json.Unmarshal(b, &old); err != nil {
+			return fmt.Errorf("%s: %w", file, err)
+		}
+	}
+	for _, r := range res {
+		if o := find(old, r.Name); o != nil {
+			*o = r
+		} else {
+			old = append(old, r)
+		}
+	}
+	b, err := json.MarshalIndent(old, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, append(b, '\n'), 0o644)
+}

@@ -1,0 +1,62 @@
+package row
+
+import (
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func counting(name, to string, vals ...float64) Row {
+	i := 0
+	return Row{Name: name, Unit: "Mpps", RatioTo: to, Measure: func(context.Context) (float64, error) {
+		i++
+		return vals[i-1], nil
+	}}
+}
+
+func TestRun(t *testing.T) {
+	downs := 0
+	g := Group{Name: "g", Rounds: 3, Rows: []string{"a/one", "a/two"}, Setup: func(_ context.Context, names []string) ([]Row, func(), error) {
+		return []Row{counting("a/one", "", 10, 20, 40), counting("a/two", "a/one", 5, 10, 30)}, func() { downs++ }, nil
+	}}
+	res, err := Run(context.Background(), []Group{g}, "a/", io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(res) != 2 || res[0].Value != 20 || res[1].Ratio != 0.5 || res[0].Spread != 1.5 || res[0].Runs != 3 || downs != 1 {
+		t.Errorf("results %+v, taken down %d times", res, downs)
+	}
+	if res, err := Run(context.Background(), []Group{g}, "b", io.Discard); err != nil || len(res) != 0 {
+		t.Errorf("rows of another prefix were measured: %v %v", res, err)
+	}
+	var out strings.Builder
+	bars := []Bar{{Row: "a/two", To: "a/one", MinRatio: 0.5}, {Row: "a/one", Max: 30}, {Row: "not/measured", Max: 1}}
+	if !Check(&out, res, bars) || strings.Count(out.String(), "reached") != 2 {
+		t.Errorf("bars: %s", out.String())
+	}
+	if Check(io.Discard, res, []Bar{{Row: "a/two", To: "a/one", MinRatio: 0.51}}) {
+		t.Error("a missed bar was not told")
+	}
+	if Check(io.Discard, res, []Bar{{Row: "a/two", To: "a/one", MaxRatio: 0.49}}) {
+		t.Error("a missed bar was not told")
+	}
+}
+
+func TestSave(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "latest.json")
+	for _, res := range [][]Result{{{Name: "a", Value: 1}, {Name: "b", Value: 2}}, {{Name: "b", Value: 3}}} {
+		if err := Save(file, res); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := string(b); !strings.Contains(s, `"value": 1`) || !strings.Contains(s, `"value": 3`) || strings.Contains(s, `"value": 2`) {
+		t.Errorf("file after the second run: %s", s)
+	}
+}
