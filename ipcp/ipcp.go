@@ -103,7 +103,9 @@ type Flow interface {
 	// SetSink says who receives. Packets that arrived before (a layer keeps at
 	// most 64) are delivered to it first. Calling it again replaces the sink.
 	SetSink(Sink)
-	// Close releases this end. The sink is not called after Close returned.
+	// Close releases this end. The sink is not called after Close returned:
+	// Close waits for a call that is running, so the sink must not call it
+	// itself (it may start a goroutine that does).
 	Close() error
 }
 
@@ -112,10 +114,11 @@ type AllocRequest struct {
 	Hash []byte
 	QoS  qos.Spec
 	Data []byte // piggyback: the OAP request
-	// Renew yields a fresh OAP request for a second, new allocation when no
-	// reply came within about a second (spec 10 oddity 10: an identical request
-	// must never be repeated). It may be called from another goroutine; the
-	// reply belongs to the request it returned last. Nil: no second attempt.
+	// Renew yields a fresh OAP request for a new allocation when no reply came
+	// within about a second, and again at growing intervals (spec 10 oddity 10;
+	// an identical request must never be repeated). It is called in Alloc's
+	// goroutine; the reply that Alloc returns belongs to the request that Renew
+	// returned last. Nil: one attempt only.
 	Renew func() []byte
 }
 
