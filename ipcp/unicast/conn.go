@@ -17,11 +17,6 @@ import (
 	"github.com/o7s/o7s-router/lib/qos"
 )
 
-// settle is how long a new DT flow stays without routes: a reference peer
-// loses wake-ups for packets that arrive before it reads the flow (spec 42
-// §12.0), so the first packet must not come sooner.
-const settle = 100 * time.Millisecond
-
 // Backoff of the initiator that lost an adjacency and tries to get it back.
 const (
 	reconnectMin = 200 * time.Millisecond
@@ -246,7 +241,7 @@ func (l *Layer) add(c *conn, p *pending) error {
 		}
 		l.nextID++
 		c.id = l.nextID
-		c.readyAt = now.Add(settle)
+		c.readyAt = now.Add(cacep.Settle)
 		c.lastRx = now
 		c.alive = keepalive.New(now, time.Duration(c.info.QoS.Timeout)*time.Millisecond)
 		l.conns[c.id] = c
