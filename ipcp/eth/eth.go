@@ -12,6 +12,7 @@ package eth
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"log/slog"
@@ -346,10 +347,18 @@ func (l *IPCP) hashFits(hash []byte) error {
 	return nil
 }
 
+// linkUp refuses what would only wait for its time-out.
+func (l *IPCP) linkUp() error {
+	if l.down.Load() {
+		return o7serr.Wrap(o7serr.EFLOWDOWN, "interface of %s is down", l.name)
+	}
+	return nil
+}
+
 // Query reports whether somebody in the layer serves hash. What is not cached
 // is asked for by broadcast, which takes up to ctx or 2 s when nobody answers.
 func (l *IPCP) Query(ctx context.Context, hash []byte) error {
-	if err := l.hashFits(hash); err != nil {
+	if err := errors.Join(l.hashFits(hash), l.linkUp()); err != nil {
 		return err
 	}
 	deadline, _ := ctx.Deadline()
@@ -409,6 +418,9 @@ func (l *IPCP) finish(id core.ID, a *alloc, data []byte, err error) {
 
 // Alloc asks the member that answered for the service, or asks who does.
 func (l *IPCP) Alloc(ctx context.Context, req ipcp.AllocRequest) (ipcp.Flow, []byte, error) {
+	if err := l.linkUp(); err != nil {
+		return nil, nil, err
+	}
 	a := &alloc{req: req, renew: make(chan struct{}, 1), done: make(chan struct{})}
 	var id core.ID
 	var refused error

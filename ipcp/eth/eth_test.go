@@ -369,6 +369,12 @@ func TestLinkState(t *testing.T) {
 	if err := c1.Send(packet.From(nil)); !errors.Is(err, o7serr.EFLOWDOWN) {
 		t.Errorf("send while down: %v", err)
 	}
+	if err := a.Query(t.Context(), hash); !errors.Is(err, o7serr.EFLOWDOWN) {
+		t.Errorf("query while down: %v", err)
+	}
+	if _, _, err := a.Alloc(t.Context(), ipcp.AllocRequest{Hash: hash}); !errors.Is(err, o7serr.EFLOWDOWN) {
+		t.Errorf("allocation while down: %v", err)
+	}
 	pa.SetUp(true)
 	send(t, c1, "again")
 	ks.want(t, []string{"again"})
