@@ -23,7 +23,8 @@ type dataTransfer struct {
 	table *fastpath.Layer
 	l     *Layer
 
-	drops [numDrops]atomic.Uint64
+	drops   [numDrops]atomic.Uint64
+	transit atomic.Uint64 // packets forwarded here instead of in XDP
 }
 
 // Reasons why user space dropped a packet; disjoint.
@@ -93,6 +94,7 @@ func (d *dataTransfer) one(c *conn, b *packet.Buf) *flow {
 			return d.drop(b, dropNoRoute)
 		}
 		b.Bytes()[d.asize+1] = h.TTL - 1
+		d.transit.Add(1)
 		d.sendOn(out, b, h.QC)
 		return nil
 	}

@@ -131,6 +131,9 @@ func (l *Layer) Directory() []ipcp.DirEntry {
 // disjoint.
 func (l *Layer) Counters() iter.Seq2[string, uint64] {
 	return func(yield func(string, uint64) bool) {
+		if !yield("dt_user_transit", l.dt.transit.Load()) {
+			return
+		}
 		for i, n := range dropNames {
 			if !yield(n+"_dropped", l.dt.drops[i].Load()) {
 				return
