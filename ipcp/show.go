@@ -76,3 +76,33 @@ type FlowCounter interface{ Stat() FlowStat }
 type Counter interface {
 	Counters() iter.Seq2[string, uint64]
 }
+
+// DTCount is a number of packets and of their bytes.
+type DTCount struct {
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
+}
+
+// DTCube is what passed a data-transfer adjacency in one QoS cube (spec 20 §9),
+// in kernel and user space together. Bytes include the data-transfer header.
+type DTCube struct {
+	Cube      uint8   `json:"cube"`
+	Rcvd      DTCount `json:"rcvd"`
+	Sent      DTCount `json:"sent"`
+	LocalRcvd DTCount `json:"local_rcvd"`
+	LocalSent DTCount `json:"local_sent"`
+	TTL       DTCount `json:"dropped_ttl"`
+	Nhop      DTCount `json:"failed_nhop"`
+	Failed    DTCount `json:"failed_writes"`
+}
+
+// DTStat is the statistics of one data-transfer adjacency.
+type DTStat struct {
+	IPCP    string   `json:"ipcp"`
+	Layer   string   `json:"layer"`
+	Address uint64   `json:"address"` // of the neighbour
+	Cubes   []DTCube `json:"cubes"`
+}
+
+// DTCounter is implemented by layers that transfer data over N-1 flows.
+type DTCounter interface{ DTStats() []DTStat }

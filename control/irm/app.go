@@ -1,0 +1,270 @@
+package irm
+
+import (
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/o7s/o7s-router/fastpath"
+	"github.com/o7s/o7s-router/lib/ipc"
+	"github.com/o7s/o7s-router/lib/packet"
+)
+
+// AppOffloader is implemented by flows whose packets XDP can carry between the
+// network and a program's own device.
+type AppOffloader interface {
+	// OffloadApp gives the flow to the program behind app. headroom is what the
+	// program's frames have in front of the payload, bytes.
+	OffloadApp(app *fastpath.App) (handle uint32, headroom int, err error)
+}
+
+// appUnloader is implemented by flows that keep account of their offload.
+type appUnloader interface{ UnloadApp(handle uint32) }
+
+// appFlow is a flow in the hands of a program's device.
+type appFlow struct {
+	port   *appPort
+	handle uint32
+}
+
+// appPort is the device of one process.
+type appPort struct {
+	app  *fastpath.App
+	sent bool // the process has the descriptor; guarded by session.appMu
+
+	mu    sync.Mutex // guards flows
+	flows map[uint32]*flow
+}
+
+// fd is the number of the device's descriptor, which stays ours. It must stay
+// in non-blocking mode, which File.Fd would end.
+func (a *appPort) fd() (fd int) {
+	fd = -1
+	if rc, err := a.app.File().SyscallConn(); err == nil {
+		_ = rc.Control(func(n uintptr) { fd = int(n) })
+	}
+	return fd
+}
+
+// punt takes what the process sent towards a next hop of user space.
+func (a *appPort) punt(handle uint32, payload *packet.Buf) {
+	a.mu.Lock()
+	f := a.flows[handle]
+	a.mu.Unlock()
+	if f == nil {
+		payload.Release()
+		return
+	}
+	_ = f.lower.Send(payload) // the layer counts what it cannot send
+}
+
+// appPool keeps a device in store: making one takes the kernel tens of
+// milliseconds, which no allocation has to wait for.
+type appPool struct {
+	plane *fastpath.Plane
+	log   *slog.Logger
+	wg    sync.WaitGroup
+
+	mu     sync.Mutex // guards what follows
+	spare  *fastpath.App
+	making chan struct{} // closed when the device in the making is there
+	closed bool
+	failed error // no device can be made: not tried again
+}
+
+// appWait is how long an allocation waits for a device in the making.
+const appWait = 20 * time.Millisecond
+
+// newAppPool returns nil when there is no kernel data path.
+func newAppPool(plane *fastpath.Plane, log *slog.Logger) *appPool {
+	if plane == nil {
+		return nil
+	}
+	if ok, _ := plane.Kernel(); !ok {
+		return nil
+	}
+	return &appPool{plane: plane, log: log}
+}
+
+// refill makes a device unless there is one.
+func (p *appPool) refill() {
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || p.failed != nil || p.spare != nil || p.making != nil {
+		return
+	}
+	made := make(chan struct{})
+	p.making = made
+	p.wg.Go(func() {
+		app, err := p.plane.NewApp("")
+		p.mu.Lock()
+		p.making = nil
+		switch {
+		case err != nil:
+			p.failed = err
+			p.log.Info("programs get no device on the fast path", "reason", err)
+		case p.closed:
+			defer app.Close()
+		default:
+			p.spare = app
+		}
+		p.mu.Unlock()
+		close(made)
+	})
+}
+
+var errNoSpare = errors.New("no device was ready")
+
+// take returns a device.
+func (p *appPool) take() (*fastpath.App, error) {
+	if p == nil {
+		return nil, errors.New("no kernel data path")
+	}
+	defer p.refill()
+	for range 2 {
+		p.mu.Lock()
+		app, making, err := p.spare, p.making, p.failed
+		p.spare = nil
+		p.mu.Unlock()
+		switch {
+		case app != nil:
+			return app, nil
+		case err != nil:
+			return nil, err
+		case making == nil:
+			p.refill()
+			p.mu.Lock()
+			making = p.making
+			p.mu.Unlock()
+		}
+		if making == nil {
+			continue
+		}
+		t := time.NewTimer(appWait)
+		select {
+		case <-making:
+		case <-t.C:
+		}
+		t.Stop()
+	}
+	return nil, errNoSpare
+}
+
+// close waits for a device in the making and removes the spare one.
+func (p *appPool) close() {
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	p.closed = true
+	app := p.spare
+	p.spare = nil
+	p.mu.Unlock()
+	p.wg.Wait()
+	if app != nil {
+		_ = app.Close()
+	}
+}
+
+// device returns the device of the process, which it gets with its first flow
+// that XDP can carry.
+func (s *session) device() (*appPort, error) {
+	s.appMu.Lock()
+	defer s.appMu.Unlock()
+	if s.app != nil {
+		return s.app, nil
+	}
+	app, err := s.m.apps.take()
+	if err != nil {
+		return nil, err
+	}
+	s.app = &appPort{app: app, flows: map[uint32]*flow{}}
+	app.OnPunt(s.app.punt)
+	return s.app, nil
+}
+
+func (s *session) closeApp() {
+	s.appMu.Lock()
+	a := s.app
+	s.appMu.Unlock()
+	if a != nil {
+		_ = a.app.Close()
+	}
+}
+
+// offload moves f to the process's device if that can be. Otherwise it stays
+// with the rings, and f.why says why.
+func (s *session) offload(f *flow, g *grant) {
+	o, ok := f.lower.(AppOffloader)
+	if !ok {
+		f.why = "the other end is in the daemon"
+		return
+	}
+	port, err := s.device()
+	if err != nil {
+		f.why = err.Error()
+		return
+	}
+	handle, room, err := o.OffloadApp(port.app)
+	if err != nil {
+		f.why = err.Error()
+		return
+	}
+	port.mu.Lock()
+	port.flows[handle] = f
+	port.mu.Unlock()
+	f.app = &appFlow{port, handle}
+	g.result.App = &ipc.AppPort{Device: "tap", Handle: handle, Headroom: room}
+	// Until a reply with the descriptor is known to have gone, each has it.
+	s.appMu.Lock()
+	g.result.App.NewFD = !port.sent
+	s.appMu.Unlock()
+	if g.result.App.NewFD {
+		g.fds = append(g.fds, port.fd())
+		g.port = port
+	}
+}
+
+// unload takes f from the process's device.
+func (s *session) unload(f *flow) {
+	a := f.app
+	if a == nil {
+		return
+	}
+	a.port.mu.Lock()
+	delete(a.port.flows, a.handle)
+	a.port.mu.Unlock()
+	if u, ok := f.lower.(appUnloader); ok {
+		u.UnloadApp(a.handle)
+	} else {
+		a.port.app.Remove(a.handle)
+	}
+}
+
+// owner is the process behind a port of the fast path.
+type owner struct {
+	pid  int32
+	prog string
+}
+
+func (m *IRM) appOwners() map[uint32]owner {
+	m.mu.Lock()
+	owners := make(map[*session]owner, len(m.sessions))
+	for _, s := range m.sessions {
+		owners[s] = owner{s.pid, s.prog}
+	}
+	m.mu.Unlock()
+	out := map[uint32]owner{}
+	for s, o := range owners {
+		s.appMu.Lock()
+		if s.app != nil {
+			out[s.app.app.Slot()] = o
+		}
+		s.appMu.Unlock()
+	}
+	return out
+}

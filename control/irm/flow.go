@@ -1,0 +1,201 @@
+package irm
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/o7s/o7s-router/control/irm/registry"
+	"github.com/o7s/o7s-router/ipcp"
+	"github.com/o7s/o7s-router/lib/ipc"
+	"github.com/o7s/o7s-router/lib/packet"
+	"github.com/o7s/o7s-router/lib/qos"
+	"github.com/o7s/o7s-router/lib/ring"
+)
+
+type counter = atomic.Uint64
+
+// flow is an allocated flow in the hands of a process.
+type flow struct {
+	id      uint32
+	m       *IRM
+	session *session
+	name    string
+	lower   ipcp.Flow
+	rings   *rings
+	pump    *pump       // nil: the other end is a process of this machine, too
+	app     *appFlow    // nil: no fast-path device carries it
+	why     string      // no device
+	down    atomic.Bool // for show
+	once    sync.Once
+}
+
+// grant is what a process gets with a flow. Exactly one of sent and lost must
+// be called.
+type grant struct {
+	flow   *flow
+	result ipc.FlowResult
+	fds    []int    // stay ours
+	port   *appPort // whose descriptor is among them
+}
+
+// sent says that the process has the flow: events may follow.
+func (g *grant) sent() {
+	f := g.flow
+	f.rings.release()
+	if g.port != nil {
+		f.session.appMu.Lock()
+		g.port.sent = true
+		f.session.appMu.Unlock()
+	}
+	if f.pump != nil {
+		f.lower.SetSink(f.pump)
+		return
+	}
+	f.lower.SetSink(watcher{f})
+}
+
+// lost says that the process did not get it.
+func (g *grant) lost() {
+	g.flow.rings.release()
+	g.flow.close()
+}
+
+// newFlow takes a flow id for s, in the given pending state.
+func (m *IRM) newFlow(s *session, state registry.FlowState, name string, spec qos.Spec) (uint32, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	id, err := m.reg.New(registry.Flow{Client: s.key, PID: s.pid, UID: s.uid, Name: name, QoS: spec})
+	if err != nil {
+		return 0, err
+	}
+	if err := m.reg.Move(id, state, nil); err != nil {
+		return 0, err
+	}
+	return id, nil
+}
+
+// freeFlow gives up an id that never became a flow.
+func (m *IRM) freeFlow(id uint32) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_ = m.reg.Move(id, registry.FlowNull, nil)
+}
+
+// attach makes e the flow id of process s. It owns e, also on error.
+func (m *IRM) attach(s *session, id uint32, e end, name string) (*grant, error) {
+	info := e.flow.Info()
+	f := &flow{id: id, m: m, session: s, name: name, lower: e.flow, rings: e.rings}
+	res := ipc.FlowResult{
+		Flow: id, Name: name, QoS: info.QoS, MPL: info.MPL, MTU: info.MTU,
+		Layer: info.Layer, Direct: e.direct, Side: e.side,
+	}
+	var err error
+	if e.rings == nil {
+		if f.rings, err = newRings(ring.DefaultCapacity, 1); err != nil {
+			_ = e.flow.Close()
+			return nil, err
+		}
+		if f.pump, err = newPump(f, info.MTU); err != nil {
+			f.rings.release()
+			_ = e.flow.Close()
+			return nil, err
+		}
+		res.Side = 1 - daemonSide
+		res.MTU = min(info.MTU, f.pump.end.MaxMessage())
+	} else {
+		res.MTU = min(info.MTU, directMTU)
+	}
+	res.Ring = f.rings.region()
+	g := &grant{flow: f, fds: f.rings.fds(res.Side)}
+
+	m.mu.Lock()
+	err = errLeft
+	if !s.gone {
+		err = m.reg.Move(id, registry.FlowAllocated, func(r *registry.Flow) {
+			r.Name, r.QoS, r.MPL, r.Direct = name, info.QoS, info.MPL, e.direct
+			r.Layer, r.Lower = info.Layer, info.IPCP
+		})
+	}
+	if err == nil {
+		m.flows[id] = f
+		s.flows[id] = f
+	}
+	m.mu.Unlock()
+	if f.pump != nil {
+		go f.pump.run()
+	}
+	if err != nil {
+		f.rings.release()
+		f.shut()
+		return nil, err
+	}
+	g.result = res
+	if f.pump != nil {
+		s.offload(f, g)
+	}
+	return g, nil
+}
+
+// close ends the flow and frees its id.
+func (f *flow) close() {
+	f.once.Do(func() {
+		m := f.m
+		m.mu.Lock()
+		delete(m.flows, f.id)
+		_ = m.reg.Move(f.id, registry.FlowDeallocPending, nil)
+		m.mu.Unlock()
+		f.shut()
+		m.mu.Lock()
+		delete(f.session.flows, f.id)
+		_ = m.reg.Move(f.id, registry.FlowDeallocated, nil)
+		_ = m.reg.Move(f.id, registry.FlowNull, nil)
+		m.mu.Unlock()
+	})
+}
+
+// shut releases what the flow consists of.
+func (f *flow) shut() {
+	if f.pump != nil {
+		f.session.unload(f)
+		f.pump.leave()
+	}
+	if err := f.lower.Close(); err != nil {
+		f.m.log.Debug("flow closed", "flow", f.id, "err", err)
+	}
+	if f.pump != nil {
+		f.pump.close()
+	}
+}
+
+// event passes a flow event to the process.
+func (f *flow) event(e ipcp.Event) {
+	var typ string
+	switch e {
+	case ipcp.EventDown:
+		typ = "down"
+		f.down.Store(true)
+	case ipcp.EventUp:
+		typ = "up"
+		f.down.Store(false)
+	case ipcp.EventDealloc:
+		typ = "dealloc"
+		f.down.Store(true)
+	case ipcp.EventPeer:
+		typ = "peer"
+		f.down.Store(true)
+	default:
+		return
+	}
+	f.session.event(ipc.FlowEvent{Flow: f.id, Type: typ})
+}
+
+// watcher is the sink of a flow whose packets do not pass the daemon.
+type watcher struct{ f *flow }
+
+func (w watcher) Receive(pkts []*packet.Buf) {
+	for _, p := range pkts {
+		p.Release()
+	}
+}
+
+func (w watcher) FlowEvent(e ipcp.Event) { w.f.event(e) }
