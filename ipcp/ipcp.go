@@ -116,9 +116,9 @@ type AllocRequest struct {
 	Data []byte // piggyback: the OAP request
 	// Renew yields a fresh OAP request for a new allocation when no reply came
 	// within about a second, and again at growing intervals (spec 10 oddity 10;
-	// an identical request must never be repeated). It is called in Alloc's
-	// goroutine; the reply that Alloc returns belongs to the request that Renew
-	// returned last. Nil: one attempt only.
+	// an identical request must never be repeated). It may be called from any
+	// goroutine and must not block; the reply that Alloc returns belongs to the
+	// request that Renew returned last. Nil: one attempt only.
 	Renew func() []byte
 }
 
