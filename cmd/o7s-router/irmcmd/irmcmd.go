@@ -359,7 +359,7 @@ func ipcpConnect(args []string, _ Env) (Command, error) {
 		{word: "qos", set: func(v string) error {
 			q, err := qos.ByName(v)
 			if err != nil {
-				c.Notices = append(c.Notices, fmt.Sprintf("Unknown QoS %q, using raw (expected raw, best, video, voice or data).", v))
+				c.Notices = append(c.Notices, fmt.Sprintf("Unknown QoS %q, using raw (expected raw, best, voice, video or data).", v))
 				q = qos.Raw
 			}
 			a.QoS = q

@@ -264,7 +264,7 @@ func TestErrors(t *testing.T) {
 
 func TestNotices(t *testing.T) {
 	for _, c := range []struct{ line, notice string }{
-		{"ipcp connect name a dst b qos gold", `Unknown QoS "gold", using raw (expected raw, best, video, voice or data).`},
+		{"ipcp connect name a dst b qos gold", `Unknown QoS "gold", using raw (expected raw, best, voice, video or data).`},
 		{"i b n a l L t eth-dix dev e autobind", "Option autobind does not apply to type eth-dix, ignored."},
 		{"i b n a l L t udp4 ip 10.0.0.1 hash SHA3_256", "Option hash does not apply to type udp4, ignored."},
 		{"i b n a l L t eth-llc if e0 ethertype A000", "Option ethertype does not apply to type eth-llc, ignored."},
