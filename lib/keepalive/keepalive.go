@@ -1,66 +1,85 @@
-// Package keepalive decides when a flow needs a keep-alive and when its peer
-// has timed out (spec 30 §10). It is a state machine without clock or timer:
-// the owner polls it with the time and the flow's packet counters, which may
-// come from the kernel, so a flow whose packets all pass in XDP is alive.
-//
-//	alive  -- nothing sent for more than T/4   --> send an empty packet, alive
-//	alive  -- nothing received for more than T --> down (for good)
+// Package keepalive decides when a flow with a peer time-out sends a
+// keep-alive and when its peer counts as gone (spec 30 §10). It is a state
+// machine without a clock: the program's library runs it for its flows, the
+// daemon for the flows that its layers use.
 package keepalive
 
 import "time"
 
-// Conn is the state of one flow. It is not safe for concurrent use.
-type Conn struct {
-	timeout      time.Duration // T; 0: no keep-alives, no time-out
-	rx, tx       uint64        // counters at the last poll
-	lastRx, last time.Time     // activity: received, sent
-	down         bool
+// Action is what Advance asks the caller to do.
+type Action uint8
+
+// Actions.
+const (
+	None Action = iota
+	Send        // send a packet of length 0
+	Down        // the peer is gone: tell the user of the flow; nothing is sent from now on
+)
+
+// Grain is the fraction of the time-out by which activity may be noticed late:
+// the packet path only leaves a mark, that is cheaper than reading the clock,
+// and Advance takes it for an activity of that moment.
+const Grain = 64
+
+// minTick keeps short time-outs from waking too often; the reference looks
+// every 5 ms as well.
+const minTick = int64(5 * time.Millisecond)
+
+// Never is what Next returns when nothing is due any more.
+const Never = int64(1<<63 - 1)
+
+// State of one flow. Times are nanoseconds of a monotonic clock. The zero
+// value does nothing, for ever: a flow without a time-out. Not safe for
+// concurrent use.
+type State struct {
+	timeout int64 // T; 0: none, or the peer is down
+	rx, tx  int64 // last activity
+	tick    int64 // last Advance
 }
 
-// New starts with a flow that was active at now. timeout is the QoS time-out
-// of the flow; 0 switches everything off.
-func New(now time.Time, timeout time.Duration) *Conn {
-	return &Conn{timeout: timeout, lastRx: now, last: now}
+// New returns the state of a flow allocated now with the QoS time-out t.
+func New(t time.Duration, now int64) State {
+	if t <= 0 {
+		return State{}
+	}
+	return State{timeout: int64(t), rx: now, tx: now, tick: now}
 }
 
-// Poll takes the flow's packet counters (received and sent, keep-alives and
-// undecodable packets included). send asks for an empty packet now, which the
-// owner counts as sent; down is
-// true once, when the peer has timed out. Activity is dated with the poll that
-// sees it, so an owner that polls at Next is late by at most T/4.
-func (c *Conn) Poll(now time.Time, rx, tx uint64) (send, down bool) {
-	if c.timeout == 0 || c.down {
-		return false, false
+// Advance tells that it is now, and whether anything was received, keep-alives
+// and undecodable packets included, or sent since the last call. It may be
+// called at any time, and has to be at Next. A Send that the caller cannot do
+// because packets are being sent, or the queue is full, counts as done.
+func (s *State) Advance(now int64, rx, tx bool) Action {
+	if s.timeout == 0 {
+		return None
 	}
-	if rx != c.rx {
-		c.rx, c.lastRx = rx, now
+	s.tick = now
+	if rx {
+		s.rx = now
 	}
-	if tx != c.tx {
-		c.tx, c.last = tx, now
+	if tx {
+		s.tx = now
 	}
-	if now.Sub(c.lastRx) > c.timeout {
-		c.down = true
-		return false, true
+	switch {
+	case now-s.rx >= s.timeout:
+		s.timeout = 0
+		return Down
+	case now-s.tx >= s.timeout/4:
+		s.tx = now
+		return Send
 	}
-	if now.Sub(c.last) > c.timeout/4 {
-		c.last, c.tx = now, tx+1 // the keep-alive itself is no news
-		return true, false
-	}
-	return false, false
+	return None
 }
 
-// Down reports whether the peer has timed out.
-func (c *Conn) Down() bool { return c.down }
-
-// Next is when Poll must be called again; zero: never.
-func (c *Conn) Next() time.Time {
-	if c.timeout == 0 || c.down {
-		return time.Time{}
+// Next is when Advance is to be called at the latest.
+func (s *State) Next() int64 {
+	if s.timeout == 0 {
+		return Never
 	}
-	// One tick past the limit: both limits are "more than".
-	send, down := c.last.Add(c.timeout/4+1), c.lastRx.Add(c.timeout+1)
-	if send.Before(down) {
-		return send
-	}
-	return down
+	next := min(s.rx+s.timeout, s.tx+s.timeout/4)
+	// Look soon again, to notice activity when it happens.
+	return min(next, s.tick+max(s.timeout/Grain, minTick))
 }
+
+// Timeout is the time-out, 0 when there is none or the peer is down.
+func (s *State) Timeout() time.Duration { return time.Duration(s.timeout) }

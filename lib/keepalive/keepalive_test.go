@@ -7,78 +7,79 @@ import (
 	"pgregory.net/rapid"
 )
 
-// TestIdle is the sequence of spec 30 §10 for T = 2 s: empty packets at 0.5, 1.0
-// and 1.5 s, none after the peer was declared down at 2 s.
+// The reference with T = 2000 ms: empty frames at 0.5, 1.0 and 1.5 s, the peer
+// down at 2 s, none afterwards (spec 30 §10).
 func TestIdle(t *testing.T) {
-	start := time.Unix(1000, 0)
-	c := New(start, 2*time.Second)
-	var sent []time.Duration
-	for {
-		now := c.Next()
-		if now.IsZero() {
-			break
-		}
-		send, down := c.Poll(now, 0, uint64(len(sent)))
-		if send {
-			sent = append(sent, now.Sub(start).Truncate(time.Millisecond))
-		}
-		if down {
-			if d := now.Sub(start); d <= 2*time.Second || d > 2*time.Second+time.Millisecond {
-				t.Errorf("down after %v, want 2s", d)
-			}
+	s := New(2*time.Second, 0)
+	var sent []int64
+	down := int64(0)
+	for s.Next() < Never && down == 0 {
+		now := s.Next()
+		switch s.Advance(now, false, false) {
+		case Send:
+			sent = append(sent, now/1e6)
+		case Down:
+			down = now / 1e6
 		}
 	}
-	want := []time.Duration{500 * time.Millisecond, time.Second, 1500 * time.Millisecond}
-	if len(sent) != len(want) {
-		t.Fatalf("keep-alives at %v, want %v", sent, want)
+	if len(sent) != 3 || sent[0] != 500 || sent[1] != 1000 || sent[2] != 1500 || down != 2000 {
+		t.Errorf("keep-alives at %v ms, down at %d ms", sent, down)
 	}
-	for i := range want {
-		if sent[i] != want[i] {
-			t.Errorf("keep-alives at %v, want %v", sent, want)
-		}
-	}
-	if send, down := c.Poll(start.Add(time.Hour), 5, 5); send || down || !c.Down() {
-		t.Error("a flow whose peer timed out came back")
+	if s.Next() != Never || s.Advance(1e12, false, false) != None {
+		t.Error("something is done after the peer is down")
 	}
 }
 
-func TestOff(t *testing.T) {
-	c := New(time.Unix(0, 0), 0)
-	if send, down := c.Poll(time.Unix(1e6, 0), 0, 0); send || down || !c.Next().IsZero() {
-		t.Error("a flow without time-out sent a keep-alive or timed out")
+func TestNoTimeout(t *testing.T) {
+	var s State
+	if s.Next() != Never || s.Advance(1e15, false, false) != None {
+		t.Error("a flow without time-out does something")
 	}
 }
 
-// TestActivity: whatever the traffic, polled at Next and at random times, a
-// peer heard from within T is never down, and silence never lasts past T + T/4.
-func TestActivity(t *testing.T) {
+// Against an oracle that reads the clock at each packet: never down while the
+// peer was heard within T, down at most a grain after T, and never silent for
+// longer than T/4 and a grain.
+func TestProperties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		const T = 1000 * time.Millisecond
-		start := time.Unix(0, 0)
-		now, lastRx, lastTx := start, start, start
-		var rx, tx uint64
-		c := New(now, T)
+		T := rapid.Int64Range(50, 200000).Draw(t, "T ms") * 1e6
+		grain := max(T/Grain, minTick)
+		s := New(time.Duration(T), 0)
+		var now, lastRx, lastTx int64
+		var rx, tx bool
 		for range rapid.IntRange(1, 200).Draw(t, "steps") {
-			step := time.Duration(rapid.Int64Range(1, int64(T/5)).Draw(t, "step"))
-			now = now.Add(step)
-			if rapid.Bool().Draw(t, "rx") {
-				rx, lastRx = rx+1, now
+			next := s.Next()
+			if next < now || next > now+grain {
+				t.Fatalf("at %d the next look is at %d", now, next)
 			}
-			if rapid.Bool().Draw(t, "tx") {
-				tx, lastTx = tx+1, now
+			// A packet at some time before the next look, or none.
+			if at := now + rapid.Int64Range(0, 3*grain).Draw(t, "packet after"); at < next {
+				now = at
+				if rapid.Bool().Draw(t, "received") {
+					lastRx, rx = now, true
+				} else {
+					lastTx, tx = now, true
+				}
+				if rapid.Bool().Draw(t, "looks at once") {
+					next = now
+				}
 			}
-			send, down := c.Poll(now, rx, tx)
-			if down != (now.Sub(lastRx) > T) {
-				t.Fatalf("down %v with %v of silence", down, now.Sub(lastRx))
-			}
-			if down {
+			now = next
+			switch s.Advance(now, rx, tx) {
+			case Down:
+				if now-lastRx < T {
+					t.Fatalf("down %d after the last packet, T is %d", now-lastRx, T)
+				}
 				return
+			case Send:
+				lastTx = now
 			}
-			if send != (now.Sub(lastTx) > T/4) {
-				t.Fatalf("send %v after %v without sending", send, now.Sub(lastTx))
+			rx, tx = false, false
+			if now-lastRx > T+grain {
+				t.Fatalf("not down %d after the last packet, T is %d", now-lastRx, T)
 			}
-			if send {
-				tx, lastTx = tx+1, now
+			if now-lastTx > T/4+grain {
+				t.Fatalf("silent for %d, T is %d", now-lastTx, T)
 			}
 		}
 	})
