@@ -96,7 +96,7 @@ func ExitStatus(n int) error {
 	return exitStatus(n)
 }
 
-// status reports err in one line and gives the exit status for it.
+// status reports err, one line unless a lab has more to tell, and gives the exit status for it.
 func (a *App) status(prog string, err error) int {
 	var exit exitStatus
 	switch {
@@ -108,7 +108,7 @@ func (a *App) status(prog string, err error) int {
 		fmt.Fprintf(a.Stderr, "%s: interrupted\n", prog)
 		return 1
 	}
-	fmt.Fprintf(a.Stderr, "%s: %s\n", prog, strings.ReplaceAll(err.Error(), "\n", "; "))
+	fmt.Fprintf(a.Stderr, "%s: %s\n", prog, strings.TrimRight(err.Error(), "\n"))
 	return 1
 }
 
