@@ -43,13 +43,14 @@ type conn struct {
 	rx, tx atomic.Uint64 // packets that user space received and sent, keep-alives included
 
 	// Owned by the loop.
-	alive   *keepalive.Conn
+	alive   keepalive.State
 	readyAt time.Time // end of settling
 	up      bool      // announced to routing
 	down    bool      // the interface below is down
 	gone    bool
 	lastRx  time.Time
-	lastCnt uint64
+	// Packets seen when alive was told last.
+	lastRxCnt, lastTxCnt uint64
 }
 
 // Receive is called from the lower layer's receive goroutine.
@@ -243,7 +244,7 @@ func (l *Layer) add(c *conn, p *pending) error {
 		c.id = l.nextID
 		c.readyAt = now.Add(cacep.Settle)
 		c.lastRx = now
-		c.alive = keepalive.New(now, time.Duration(c.info.QoS.Timeout)*time.Millisecond)
+		c.alive = keepalive.New(time.Duration(c.info.QoS.Timeout)*time.Millisecond, l.mono(now))
 		l.conns[c.id] = c
 		if c.comp == ipcp.Management {
 			c.up = true

@@ -29,6 +29,7 @@ import (
 	"github.com/o7s/o7s-router/control/linkstate"
 	"github.com/o7s/o7s-router/fastpath"
 	"github.com/o7s/o7s-router/ipcp"
+	"github.com/o7s/o7s-router/lib/keepalive"
 	"github.com/o7s/o7s-router/lib/o7serr"
 	"github.com/o7s/o7s-router/lib/qos"
 	"github.com/o7s/o7s-router/lib/wire"
@@ -50,6 +51,7 @@ type Layer struct {
 	wg     sync.WaitGroup
 	loop   *loop
 	addr   atomic.Uint64
+	born   time.Time // zero of the keep-alives' clock
 
 	mu    sync.Mutex // guards state and cfg
 	state ipcp.State
@@ -83,7 +85,7 @@ func New(name string, host ipcp.Host, plane *fastpath.Plane, log *slog.Logger) *
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Layer{
 		name: name, host: host, plane: plane, log: log.With("ipcp", name),
-		ctx: ctx, cancel: cancel, state: ipcp.StateBoot, loop: newLoop(),
+		ctx: ctx, cancel: cancel, state: ipcp.StateBoot, loop: newLoop(), born: time.Now(),
 		conns:  make(map[linkstate.FlowID]*conn),
 		wanted: make(map[intent]bool), retrying: make(map[intent]bool),
 		queries: make(map[dht.QueryID]func(time.Time, []uint64)), allocs: make(map[uint64]*allocation),
@@ -222,22 +224,30 @@ func (l *Layer) step(now time.Time) time.Time {
 	return next
 }
 
+// mono is now as keepalive counts it: nanoseconds of the monotonic clock.
+func (l *Layer) mono(now time.Time) int64 { return int64(now.Sub(l.born)) }
+
 // keepAlive runs spec 30 §10 on an adjacency and returns its next deadline.
 func (l *Layer) keepAlive(now time.Time, c *conn) time.Time {
 	rx, tx := c.activity()
-	if rx != c.lastCnt {
-		c.lastCnt, c.lastRx = rx, now
+	heard, sent := rx != c.lastRxCnt, tx != c.lastTxCnt
+	c.lastRxCnt, c.lastTxCnt = rx, tx
+	if heard {
+		c.lastRx = now
 	}
-	send, down := c.alive.Poll(now, rx, tx)
-	if send {
+	switch c.alive.Advance(l.mono(now), heard, sent) {
+	case keepalive.Send:
 		c.send(nil)
-	}
-	if down {
+		c.lastTxCnt++ // the keep-alive itself is no news
+	case keepalive.Down:
 		// Posted, not called: the caller walks the table of adjacencies.
 		l.loop.post(func(now time.Time) { l.lost(now, c, "peer timed out") })
+	}
+	next := c.alive.Next()
+	if next == keepalive.Never {
 		return time.Time{}
 	}
-	return c.alive.Next()
+	return l.born.Add(time.Duration(next))
 }
 
 // Connect makes an adjacency for component c with the member that serves dst.

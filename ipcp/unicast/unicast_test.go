@@ -427,7 +427,7 @@ func TestIdleAdjacencies(t *testing.T) {
 		end := w.line(ipcp.LinkState, "a", "b")
 		time.Sleep(2 * time.Hour)
 		for _, n := range w.members["a"].Neighbors() {
-			if n.State != "up" || n.Silent > 61 { // a keep-alive each 30 s, seen at a poll up to 30 s later
+			if n.State != "up" || n.Silent > 33 { // a keep-alive each 30 s, seen at a poll up to T/64 later
 				t.Errorf("after two idle hours: %+v", n)
 			}
 		}
