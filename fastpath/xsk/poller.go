@@ -9,12 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Poller waits until one of several descriptors becomes readable, without
-// keeping a thread: it is an epoll instance that Go's network poller watches.
-//
-// The level in between also keeps the poller quiet: it would watch a socket for
-// writing too, and a copying AF_XDP socket becomes writable with every frame it
-// has sent, which would wake a thread for nothing.
+// Poller lets one goroutine wait until one of several descriptors becomes
+// readable, without keeping a thread: it is an epoll instance that Go's network
+// poller watches. Compared with a single socket watched directly, round trips
+// take the same time.
 type Poller struct {
 	file  *os.File
 	conn  syscall.RawConn
