@@ -553,7 +553,7 @@ func TestManyQueues(t *testing.T) {
 	prog := newTestProgram(t)
 	a := l.mustOpen(0, func(c *Config) { c.Ifname, c.Program, c.SetXSK = "q0", prog.load, prog.set })
 	if a.Report().RxQueues != 4 || len(a.txqs) != 4 {
-		t.Skipf("%d queues", a.Report().RxQueues)
+		t.Fatalf("%d queues, %d transmit", a.Report().RxQueues, len(a.txqs))
 	}
 	other := newTestProgram(t)
 	b := l.mustOpen(0, func(c *Config) { c.Ifname, c.Program, c.SetXSK = "q1", other.load, other.set })
