@@ -32,7 +32,7 @@ const (
 var errNobody = fail(o7serr.ENAME, "nobody accepts flows for the name")
 
 // errDefaultTimeout ends an allocation that did not name a time-out.
-var errDefaultTimeout = fail(o7serr.EPERM, "no answer to the flow request within %v", allocTimeout)
+var errDefaultTimeout = fail(o7serr.EPERM, "no answer to the flow request within the default time-out")
 
 // requester is who allocates a flow: a process, or an IPC process.
 type requester struct {
@@ -103,7 +103,7 @@ func (m *IRM) alloc(ctx context.Context, s *session, a ipc.AllocArgs) (g *grant,
 	if a.Auth {
 		return nil, fail(o7serr.EAUTH, "authentication is not available yet")
 	}
-	limit, cause := m.allocTimeout, error(errDefaultTimeout)
+	limit, cause := m.cfg.AllocTimeout, error(errDefaultTimeout)
 	switch {
 	case a.TimeoutMS < 0:
 		return nil, fail(o7serr.EINVAL, "time-out %d ms is negative", a.TimeoutMS)
@@ -144,7 +144,7 @@ func (m *IRM) AllocFlow(ctx context.Context, l ipcp.Layer, name string, q qos.Sp
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, m.allocTimeout, errDefaultTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, m.cfg.AllocTimeout, errDefaultTimeout)
 	defer cancel()
 	e, err := m.connect(ctx, requester{member: p}, name, q)
 	if err != nil {

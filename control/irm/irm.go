@@ -38,6 +38,9 @@ type Config struct {
 	Plane *fastpath.Plane
 	// NoDirect makes flows between local programs use the local layer.
 	NoDirect bool
+	// AllocTimeout limits allocations that name no time-out; 0 means the
+	// reference's 20 s.
+	AllocTimeout time.Duration
 	// Version is what OpHello tells.
 	Version string
 	// Output is where started programs write; nil discards it.
@@ -55,9 +58,6 @@ type IRM struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // what Close waits for
 	stats  stats
-
-	allocTimeout time.Duration // default of an allocation
-
 	apps *appPool // nil without a kernel data path
 
 	oapMu  sync.Mutex // guards server
@@ -103,10 +103,13 @@ type stats struct {
 
 // New returns a resource manager without names and layers. Serve lets programs in.
 func New(cfg Config) *IRM {
+	if cfg.AllocTimeout == 0 {
+		cfg.AllocTimeout = allocTimeout
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	m := &IRM{
 		cfg: cfg, log: cfg.Log, quiet: slog.New(slog.DiscardHandler), ctx: ctx, cancel: cancel,
-		allocTimeout: allocTimeout, server: oap.NewServer(), origins: map[oapID]*origin{},
+		server: oap.NewServer(), origins: map[oapID]*origin{},
 		reg: registry.New(), ipcps: map[string]*process{}, sessions: map[uint64]*session{},
 		flows: map[uint32]*flow{}, accepts: map[uint64]*pendingAccept{},
 		tickets: map[uint64]chan registry.Answer{}, children: map[*child]struct{}{},
