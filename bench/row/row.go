@@ -7,6 +7,7 @@ package row
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -14,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"time"
 )
 
 // Row is one measurement. Measure is called once a round.
@@ -31,6 +33,7 @@ type Group struct {
 	Rounds int
 	Setup  func(ctx context.Context, names []string) ([]Row, func(), error)
 	Rows   []string // the names Setup can make
+	Always []string // of Rows: measured with any other, which are compared with them
 }
 
 // Result is one row as it is written to latest.json.
@@ -38,8 +41,8 @@ type Result struct {
 	Name    string  `json:"name"`
 	Value   float64 `json:"value"` // median of the rounds
 	Unit    string  `json:"unit"`
-	Ratio   float64 `json:"ratio,omitempty"` // median of the rounds' ratios
-	RatioTo string  `json:"ratio_to,omitempty"`
+	Ratio   float64 `json:"ratio,omitempty"`    // median of the rounds' ratios
+	RatioTo string  `json:"ratio_to,omitempty"` // "": compared with nothing
 	Runs    int     `json:"runs"`
 	Spread  float64 `json:"spread"` // (largest - smallest) / median
 
@@ -56,60 +59,97 @@ type Bar struct {
 	Why      string
 }
 
-// Run measures the groups that have rows whose name starts with prefix.
+// Run measures the groups that have rows whose name starts with prefix, which
+// may be several, separated by commas. A row
+// that fails is left out of the results and the others go on; the error says
+// what failed. Only the end of the context ends everything.
 func Run(ctx context.Context, groups []Group, prefix string, log io.Writer) ([]Result, error) {
 	var out []Result
+	var errs []error
 	for _, g := range groups {
-		var want []string
-		for _, n := range g.Rows {
-			if strings.HasPrefix(n, prefix) {
-				want = append(want, n)
-			}
-		}
+		want := g.want(prefix)
 		if len(want) == 0 {
 			continue
 		}
 		res, err := g.run(ctx, want, log)
+		if ctx.Err() != nil {
+			return out, errors.Join(append(errs, ctx.Err())...)
+		}
 		if err != nil {
-			return out, fmt.Errorf("%s: %w", g.Name, err)
+			errs = append(errs, fmt.Errorf("%s: %w", g.Name, err))
 		}
 		out = append(out, res...)
 	}
-	return out, nil
+	return out, errors.Join(errs...)
+}
+
+// want returns the rows to measure, in the order of g.Rows.
+func (g Group) want(prefix string) (want []string) {
+	match := func(n string) bool {
+		return slices.ContainsFunc(strings.Split(prefix, ","), func(p string) bool { return strings.HasPrefix(n, p) })
+	}
+	some := slices.ContainsFunc(g.Rows, match)
+	for _, n := range g.Rows {
+		if match(n) || some && slices.Contains(g.Always, n) {
+			want = append(want, n)
+		}
+	}
+	return want
 }
 
 func (g Group) run(ctx context.Context, want []string, log io.Writer) ([]Result, error) {
-	fmt.Fprintf(log, "# %s: %d rounds\n", g.Name, g.Rounds)
+	began := time.Now()
+	_, _ = fmt.Fprintf(log, "# %s: %d rounds of %s\n", g.Name, g.Rounds, strings.Join(want, " "))
 	rows, down, err := g.Setup(ctx, want)
 	if err != nil {
 		return nil, err
 	}
 	defer down()
-	res := make([]Result, len(rows))
+	all := make([]Result, len(rows))
 	for i, r := range rows {
-		res[i] = Result{Name: r.Name, Unit: r.Unit, RatioTo: r.RatioTo}
+		all[i] = Result{Name: r.Name, Unit: r.Unit, RatioTo: r.RatioTo}
 	}
+	var errs []error
+	failed := map[int]bool{}
 	for round := range g.Rounds {
 		for k := range rows {
 			// Each round starts with another row, so none is always first.
 			i := (k + round) % len(rows)
-			v, err := rows[i].Measure(ctx)
-			if err != nil {
-				return nil, fmt.Errorf("row %s, round %d: %w", rows[i].Name, round+1, err)
+			if failed[i] {
+				continue
 			}
-			res[i].values = append(res[i].values, v)
+			v, err := rows[i].Measure(ctx)
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			if err != nil {
+				failed[i] = true
+				errs = append(errs, fmt.Errorf("row %s, round %d: %w", rows[i].Name, round+1, err))
+				continue
+			}
+			all[i].values = append(all[i].values, v)
 		}
+	}
+	var res []Result
+	for i, r := range all {
+		if failed[i] {
+			continue
+		}
+		r.Runs = len(r.values)
+		r.Value = median(r.values)
+		if r.Value != 0 {
+			r.Spread = (slices.Max(r.values) - slices.Min(r.values)) / r.Value
+		}
+		res = append(res, r)
 	}
 	for i := range res {
 		r := &res[i]
-		r.Runs = len(r.values)
-		r.Value = median(r.values)
-		r.Spread = (slices.Max(r.values) - slices.Min(r.values)) / r.Value
-		if r.RatioTo != "" {
-			r.Ratio = ratio(res, r.Name, r.RatioTo)
+		if r.Ratio = ratio(res, r.Name, r.RatioTo); r.Ratio == 0 {
+			r.RatioTo = "" // not measured
 		}
 	}
-	return res, nil
+	_, _ = fmt.Fprintf(log, "  %s\n", time.Since(began).Round(100*time.Millisecond))
+	return res, errors.Join(errs...)
 }
 
 // ratio is the median of the rounds' ratios; 0 when a row is missing. Rows of
@@ -204,12 +244,13 @@ func Table(w io.Writer, res []Result) {
 	t.Flush()
 }
 
-// Save writes the results, keeping rows of the file that were not measured now.
-func Save(file string, res []Result) error {
+// Save writes the results, keeping rows of the file that were not measured now,
+// and returns all of them.
+func Save(file string, res []Result) ([]Result, error) {
 	var old []Result
 	if b, err := os.ReadFile(file); err == nil {
 		if err := json.Unmarshal(b, &old); err != nil {
-			return fmt.Errorf("%s: %w", file, err)
+			return nil, fmt.Errorf("%s: %w", file, err)
 		}
 	}
 	for _, r := range res {
@@ -221,7 +262,7 @@ func Save(file string, res []Result) error {
 	}
 	b, err := json.MarshalIndent(old, "", "  ")
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return os.WriteFile(file, append(b, '\n'), 0o644)
+	return old, os.WriteFile(file, append(b, '\n'), 0o644)
 }

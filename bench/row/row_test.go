@@ -2,6 +2,7 @@ package row
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -48,8 +49,9 @@ func TestRun(t *testing.T) {
 func TestSave(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "latest.json")
 	for _, res := range [][]Result{{{Name: "a", Value: 1}, {Name: "b", Value: 2}}, {{Name: "b", Value: 3}}} {
-		if err := Save(file, res); err != nil {
-			t.Fatal(err)
+		all, err := Save(file, res)
+		if err != nil || len(all) != 2 {
+			t.Fatal(all, err)
 		}
 	}
 	b, err := os.ReadFile(file)
@@ -58,5 +60,29 @@ func TestSave(t *testing.T) {
 	}
 	if s := string(b); !strings.Contains(s, `"value": 1`) || !strings.Contains(s, `"value": 3`) || strings.Contains(s, `"value": 2`) {
 		t.Errorf("file after the second run: %s", s)
+	}
+}
+
+// A row that fails does not take the others along; rows that others are
+// compared with are always measured.
+func TestRunPart(t *testing.T) {
+	bad := Row{Name: "a/bad", Measure: func(context.Context) (float64, error) { return 0, errors.New("not saturated") }}
+	g := Group{Name: "g", Rounds: 2, Rows: []string{"a/base", "a/bad", "a/good", "a/other"}, Always: []string{"a/base"},
+		Setup: func(_ context.Context, names []string) ([]Row, func(), error) {
+			if len(names) == 2 && names[1] == "a/bad" {
+				return []Row{counting("a/base", "", 2, 4), bad}, func() {}, nil
+			}
+			if strings.Join(names, " ") != "a/base a/good" {
+				t.Errorf("rows %v", names)
+			}
+			return []Row{counting("a/base", "", 2, 4), counting("a/good", "a/base", 1, 2)}, func() {}, nil
+		}}
+	res, err := Run(context.Background(), []Group{g}, "a/good", io.Discard)
+	if err != nil || len(res) != 2 || res[1].Ratio != 0.5 {
+		t.Errorf("%+v, %v", res, err)
+	}
+	res, err = Run(context.Background(), []Group{g}, "a/bad", io.Discard)
+	if err == nil || len(res) != 1 || res[0].Name != "a/base" {
+		t.Errorf("%+v, %v", res, err)
 	}
 }
