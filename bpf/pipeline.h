@@ -12,6 +12,9 @@
  *                         whose ring is full, loses the frame after that; the
  *                         driver's and the socket's statistics count it.
  *
+ * The congestion mark (ecn) passes unchanged: a redirect has no queue of ours
+ * whose length could be marked (spec 22 §2).
+ *
  * Counting: a packet that a program finishes itself is counted for the wire it
  * came from and the wire it leaves on; a packet that goes to user space is
  * counted there. Verdicts count every packet.
