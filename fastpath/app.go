@@ -169,9 +169,9 @@ func (a *App) openPunts(ifindex int) error {
 }
 
 func (a *App) receivePunts() {
-	var frame [65536]byte
+	frame := make([]byte, tapMTU+64)
 	for {
-		n, err := a.punts.Read(frame[:])
+		n, err := a.punts.Read(frame)
 		if errors.Is(err, os.ErrClosed) {
 			return
 		}
@@ -182,7 +182,7 @@ func (a *App) receivePunts() {
 		if f == nil || n < 4 {
 			continue
 		}
-		handle := binary.LittleEndian.Uint32(frame[:])
+		handle := binary.LittleEndian.Uint32(frame)
 		a.plane.mu.Lock()
 		flow := a.handles[handle]
 		a.plane.mu.Unlock()
@@ -340,9 +340,9 @@ func deleteTap(index int) error {
 // discard closes the files. Errors of closing have no consequence.
 func (a *App) discard() {
 	if a.file != nil {
-		a.file.Close()
+		_ = a.file.Close()
 	}
 	if a.punts != nil {
-		a.punts.Close()
+		_ = a.punts.Close()
 	}
 }

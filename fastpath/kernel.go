@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
@@ -28,11 +27,10 @@ const bssMap = ".bss"
 
 // kernel is the set of maps that all programs of a Plane share.
 type kernel struct {
-	spec    *ebpf.CollectionSpec
-	maps    map[string]*ebpf.Map
-	tables  *tables.Tables
-	pinDir  string
-	mounted bool
+	spec   *ebpf.CollectionSpec
+	maps   map[string]*ebpf.Map
+	tables *tables.Tables
+	pinDir string
 }
 
 // loadKernel creates the maps and maps the tables into this process.
@@ -112,7 +110,7 @@ func loadKernel(c tables.Config) (*kernel, error) {
 		k.close()
 		return nil, err
 	}
-	prog.Close()
+	_ = prog.Close()
 	return k, nil
 }
 
@@ -173,12 +171,11 @@ func (k *kernel) pin(dir string) error {
 		if err := unix.Mount("bpf", dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
 			return fmt.Errorf("mount BPF file system: %w", err)
 		}
-		k.mounted = true
 	}
 	k.pinDir = dir
 	for name, m := range k.maps {
-		if strings.HasPrefix(name, ".") {
-			continue // a data section: the file system takes no dots
+		if name == bssMap {
+			name = "tables" // the file system takes no dots
 		}
 		path := filepath.Join(dir, name)
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -202,8 +199,12 @@ func (k *kernel) close() error {
 		}
 		errs = append(errs, m.Close())
 	}
-	if k.mounted {
-		errs = append(errs, unix.Unmount(k.pinDir, unix.MNT_DETACH))
+	if k.pinDir != "" {
+		// Also what a killed instance mounted; a directory of somebody else's
+		// file system is no mount point.
+		if err := unix.Unmount(k.pinDir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", k.pinDir, err))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -69,7 +69,7 @@ func (p *Plane) NewLayer(name string, addr uint64, addrSize int) (*Layer, error)
 		return nil, err
 	}
 	l := &Layer{plane: p, name: name, slot: slot, size: addrSize, hops: map[hopKey]*hop{}, routes: map[uint64]uint32{}}
-	ref, ok := p.arena.Alloc(fib.BucketsFor(0))
+	ref, ok := p.allocRegion(fib.BucketsFor(0))
 	if !ok {
 		p.layerSlot.Free(slot)
 		return nil, fmt.Errorf("%w: no more routes (option MaxRoutes)", ErrTableFull)
@@ -252,11 +252,7 @@ func (l *Layer) rebuild(routes []Route, set *hopSet) error {
 	p := l.plane
 	buckets := fib.BucketsFor(len(routes))
 	for {
-		ref, ok := p.arena.Alloc(buckets)
-		if !ok {
-			p.reclaim()
-			ref, ok = p.arena.Alloc(buckets)
-		}
+		ref, ok := p.allocRegion(buckets)
 		if !ok {
 			return fmt.Errorf("%w: %d routes need %d buckets, the largest free region has %d (option MaxRoutes)",
 				ErrTableFull, len(routes), buckets, p.arena.Largest())
@@ -273,6 +269,16 @@ func (l *Layer) rebuild(routes []Route, set *hopSet) error {
 		}
 		buckets += buckets / 4 // unlucky addresses: more room
 	}
+}
+
+// allocRegion reserves buckets, after a reclaim if need be. mu is held.
+func (p *Plane) allocRegion(buckets uint32) (fib.Ref, bool) {
+	ref, ok := p.arena.Alloc(buckets)
+	if !ok {
+		p.reclaim()
+		ref, ok = p.arena.Alloc(buckets)
+	}
+	return ref, ok
 }
 
 func (l *Layer) fill(t *fib.Table, routes []Route, set *hopSet) error {
@@ -405,11 +411,7 @@ func (l *Layer) grow(dst, nh uint32) error {
 	buckets := l.table.Ref().Buckets()
 	for {
 		buckets += buckets/2 + 1
-		ref, ok := p.arena.Alloc(buckets)
-		if !ok {
-			p.reclaim()
-			ref, ok = p.arena.Alloc(buckets)
-		}
+		ref, ok := p.allocRegion(buckets)
 		if !ok {
 			return fmt.Errorf("%w: %d routes (option MaxRoutes)", ErrTableFull, l.table.Len())
 		}

@@ -389,8 +389,10 @@ func TestPins(t *testing.T) {
 		p.Close()
 		skip(t, why)
 	}
-	if _, err := os.Stat(filepath.Join(dir, bpf.RouterMapFib)); err != nil {
-		t.Error(err)
+	for _, name := range []string{"tables", bpf.RouterMapFib, bpf.RouterMapDevs} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			t.Error(err)
+		}
 	}
 	if err := p.Close(); err != nil {
 		t.Fatal(err)
