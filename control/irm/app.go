@@ -59,22 +59,32 @@ func (a *appPort) punt(handle uint32, payload *packet.Buf) {
 	_ = f.lower.Send(payload) // the layer counts what it cannot send
 }
 
-// appPool keeps a device in store: making one takes the kernel tens of
+// appPool keeps devices in store: making one takes the kernel tens of
 // milliseconds, which no allocation has to wait for.
 type appPool struct {
 	plane *fastpath.Plane
 	log   *slog.Logger
 	wg    sync.WaitGroup
 
-	mu     sync.Mutex // guards what follows
-	spare  *fastpath.App
-	making chan struct{} // closed when the device in the making is there
-	closed bool
-	failed error // no device can be made: not tried again
+	mu      sync.Mutex // guards what follows
+	spare   []*fastpath.App
+	making  bool
+	changed chan struct{} // closed and replaced when a device is there, or none can be made
+	closed  bool
+	failed  error     // why the last device could not be made
+	retry   time.Time // until then none is tried
 }
 
-// appWait is how long an allocation waits for a device in the making.
-const appWait = 20 * time.Millisecond
+const (
+	// appSpares is how many devices are in store: a client and a server that
+	// start together.
+	appSpares = 2
+	// appWait is how long an allocation waits for a device in the making.
+	appWait = 30 * time.Millisecond
+	// appRetry is how long no device is tried after one could not be made: there
+	// may be too many, and processes leave.
+	appRetry = time.Second
+)
 
 // newAppPool returns nil when there is no kernel data path.
 func newAppPool(plane *fastpath.Plane, log *slog.Logger) *appPool {
@@ -84,88 +94,89 @@ func newAppPool(plane *fastpath.Plane, log *slog.Logger) *appPool {
 	if ok, _ := plane.Kernel(); !ok {
 		return nil
 	}
-	return &appPool{plane: plane, log: log}
+	return &appPool{plane: plane, log: log, changed: make(chan struct{})}
 }
 
-// refill makes a device unless there is one.
+// refill makes devices until the store is full. It does not wait.
 func (p *appPool) refill() {
 	if p == nil {
 		return
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed || p.failed != nil || p.spare != nil || p.making != nil {
+	if p.making || p.closed || time.Now().Before(p.retry) || len(p.spare) >= appSpares {
 		return
 	}
-	made := make(chan struct{})
-	p.making = made
-	p.wg.Go(func() {
-		app, err := p.plane.NewApp("")
+	p.making = true
+	p.wg.Go(p.fill)
+}
+
+func (p *appPool) fill() {
+	for more := true; more; {
+		app, err := p.plane.NewApp("spare")
 		p.mu.Lock()
-		p.making = nil
 		switch {
 		case err != nil:
-			p.failed = err
-			p.log.Info("programs get no device on the fast path", "reason", err)
+			if p.failed == nil {
+				p.log.Warn("programs get no device on the fast path", "reason", err)
+			}
+			p.failed, p.retry = err, time.Now().Add(appRetry)
 		case p.closed:
 			defer app.Close()
 		default:
-			p.spare = app
+			p.spare, p.failed = append(p.spare, app), nil
 		}
+		more = err == nil && !p.closed && len(p.spare) < appSpares
+		p.making = more
+		close(p.changed)
+		p.changed = make(chan struct{})
 		p.mu.Unlock()
-		close(made)
-	})
+	}
 }
 
-var errNoSpare = errors.New("no device was ready")
-
-// take returns a device.
+// take returns a device, or the reason why there is none.
 func (p *appPool) take() (*fastpath.App, error) {
 	if p == nil {
 		return nil, errors.New("no kernel data path")
 	}
 	defer p.refill()
-	for range 2 {
+	limit := time.NewTimer(appWait)
+	defer limit.Stop()
+	for {
+		p.refill()
 		p.mu.Lock()
-		app, making, err := p.spare, p.making, p.failed
-		p.spare = nil
+		var app *fastpath.App
+		if n := len(p.spare); n > 0 {
+			app, p.spare = p.spare[n-1], p.spare[:n-1]
+		}
+		err, changed := p.failed, p.changed
+		if p.closed {
+			err = errShutdown
+		}
 		p.mu.Unlock()
-		switch {
-		case app != nil:
-			return app, nil
-		case err != nil:
-			return nil, err
-		case making == nil:
-			p.refill()
-			p.mu.Lock()
-			making = p.making
-			p.mu.Unlock()
+		if app != nil || err != nil {
+			return app, err
 		}
-		if making == nil {
-			continue
-		}
-		t := time.NewTimer(appWait)
 		select {
-		case <-making:
-		case <-t.C:
+		case <-changed:
+		case <-limit.C:
+			return nil, errors.New("no device was ready when the flow was allocated")
 		}
-		t.Stop()
 	}
-	return nil, errNoSpare
 }
 
-// close waits for a device in the making and removes the spare one.
+// close waits for a device in the making and removes the spare ones.
 func (p *appPool) close() {
 	if p == nil {
 		return
 	}
 	p.mu.Lock()
 	p.closed = true
-	app := p.spare
+	spare := p.spare
 	p.spare = nil
 	p.mu.Unlock()
 	p.wg.Wait()
-	if app != nil {
+	for _, app := range spare {
 		_ = app.Close()
 	}
 }

@@ -58,7 +58,7 @@ type IRM struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // what Close waits for
 	stats  stats
-	apps *appPool // nil without a kernel data path
+	apps   *appPool // nil without a kernel data path
 
 	oapMu  sync.Mutex // guards server
 	server *oap.Server
