@@ -39,6 +39,9 @@ type Options struct {
 	Metrics string
 	// NoXDP keeps all packets in user space.
 	NoXDP bool
+	// NoWithdraw switches withdrawals of links (spec 50 §1) off, for
+	// measurements; it holds for all daemons of the process.
+	NoWithdraw bool
 	// Version of the build.
 	Version string
 	// Log gets everything; default: text on standard error from level info on.
@@ -49,6 +52,10 @@ type Options struct {
 
 // minKernel is the oldest kernel that everything is tested on: that of Debian 12.
 var minKernel = [2]int{6, 1}
+
+// maxPorts is how many network devices and devices of programs there can be:
+// every process with flows over a network has one.
+const maxPorts = 1024
 
 // socketMode lets every program in; operations that manage the node look at
 // the credentials of who asks (spec 45 §7).
@@ -106,13 +113,16 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := purge(pins); err != nil {
 		return fmt.Errorf("remove what an earlier daemon left in %s: %w", pins, err)
 	}
-	plane, err := fastpath.New(fastpath.Options{PinDir: pins, DisableXDP: o.NoXDP, Log: o.Log})
+	plane, err := fastpath.New(fastpath.Options{PinDir: pins, DisableXDP: o.NoXDP, MaxPorts: maxPorts, Log: o.Log})
 	if err != nil {
 		return fmt.Errorf("fast path: %w", err)
 	}
 	defer func() {
 		err = errors.Join(err, plane.Close(), purge(pins))
 	}()
+	if o.NoWithdraw {
+		unicast.NoWithdraw = true
+	}
 	m := irm.New(irm.Config{
 		RunDir: o.RunDir, Groups: groups, Plane: plane, Factories: factories(plane),
 		Version: o.Version, Output: os.Stderr, Log: o.Log,

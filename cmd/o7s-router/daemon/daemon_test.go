@@ -16,7 +16,13 @@ import (
 	"github.com/o7s/o7s-router/lib/o7serr"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if len(os.Args) > 2 && os.Args[1] == childArg {
+		childMain(os.Args[2])
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // start runs a daemon until stop, which returns what Run did.
 func start(t *testing.T, o Options) (stop func() error) {

@@ -1,0 +1,254 @@
+package daemon
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+
+	"github.com/o7s/o7s-router/control/irm"
+	"github.com/o7s/o7s-router/ipcp"
+	o7s "github.com/o7s/o7s-router/lib"
+	"github.com/o7s/o7s-router/lib/ipc"
+)
+
+// childArg makes the test binary a daemon, in a network namespace of its own.
+const childArg = "o7s-test-daemon"
+
+func childMain(dir string) {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	log, err := NewLogger(os.Getenv("O7S_TEST_LOG"), "")
+	if os.Getenv("O7S_TEST_LOG") == "" {
+		log = slog.New(slog.DiscardHandler)
+	}
+	if err == nil {
+		err = Run(ctx, Options{RunDir: dir, Log: log, Ready: func() { fmt.Println("ready") }})
+	}
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	fmt.Println("stopped")
+}
+
+// host is a daemon in its own process and network namespace.
+type host struct {
+	t   *testing.T
+	dir string
+	cmd *exec.Cmd
+	out *bufio.Scanner
+	ipc *ipc.Client
+}
+
+func newHost(t *testing.T) *host {
+	t.Helper()
+	h := &host{t: t, dir: t.TempDir()}
+	h.cmd = exec.Command(os.Args[0], childArg, h.dir)
+	h.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGTERM}
+	h.cmd.Stderr = os.Stderr
+	out, err := h.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	h.out = bufio.NewScanner(out)
+	t.Cleanup(func() {
+		_ = h.cmd.Process.Signal(syscall.SIGTERM)
+		stopped := h.out.Scan() && h.out.Text() == "stopped"
+		if err := h.cmd.Wait(); err != nil || !stopped {
+			t.Errorf("daemon ended with %q, %v", h.out.Text(), err)
+		}
+	})
+	if !h.out.Scan() || h.out.Text() != "ready" {
+		t.Fatalf("daemon: %s", h.out.Text())
+	}
+	if h.ipc, err = ipc.Dial(t.Context(), h.dir); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = h.ipc.Close() })
+	return h
+}
+
+// link connects two hosts by a veth pair that is called eth0 in both.
+func link(t *testing.T, a, b *host) {
+	t.Helper()
+	name := fmt.Sprintf("irm%d", os.Getpid()%100000)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = name + "a"
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: name + "b"}
+	if err := netlink.LinkAdd(veth); err != nil {
+		t.Fatal(err)
+	}
+	for i, h := range []*host{a, b} {
+		l, err := netlink.LinkByName(name + string(rune('a'+i)))
+		if err == nil {
+			err = netlink.LinkSetNsPid(l, h.cmd.Process.Pid)
+		}
+		if err != nil {
+			_ = netlink.LinkDel(veth)
+			t.Fatal(err)
+		}
+		ns, err := netns.GetFromPid(h.cmd.Process.Pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		nl, err := netlink.NewHandleAt(ns)
+		if err == nil {
+			err = errors.Join(nl.LinkSetName(l, "eth0"), nl.LinkSetUp(l))
+			nl.Close()
+		}
+		if err = errors.Join(err, ns.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func (h *host) do(op ipc.Op, args any) {
+	h.t.Helper()
+	if _, err := h.ipc.Call(h.t.Context(), op, args, nil); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func (h *host) flows() (out []irm.FlowInfo) {
+	h.t.Helper()
+	if _, err := h.ipc.Call(h.t.Context(), ipc.OpShow, ipc.ShowArgs{What: "flows"}, &out); err != nil {
+		h.t.Fatal(err)
+	}
+	return slices.DeleteFunc(out, func(f irm.FlowInfo) bool { return f.State != "allocated" })
+}
+
+// routed waits until the host has a route to somebody.
+func (h *host) routed() {
+	h.t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		var routes []ipcp.Route
+		if _, err := h.ipc.Call(h.t.Context(), ipc.OpShow, ipc.ShowArgs{What: "routes"}, &routes); err != nil {
+			h.t.Fatal(err)
+		}
+		if len(routes) > 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			h.t.Fatal("no route")
+		}
+	}
+}
+
+// ping allocates a flow from a to name, which this process serves at b, and
+// sends n packets there and back.
+func ping(t *testing.T, a, b *host, name string, n int) {
+	t.Helper()
+	server, client := o7s.New(o7s.Options{RunDir: b.dir, Prog: "server"}), o7s.New(o7s.Options{RunDir: a.dir, Prog: "client"})
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	done := make(chan error, 1)
+	go func() {
+		done <- func() error {
+			f, err := server.Accept(ctx)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			buf := make([]byte, 2000)
+			for {
+				k, err := f.Read(buf)
+				if err != nil {
+					return nil // the client is done
+				}
+				if _, err := f.Write(buf[:k]); err != nil {
+					return err
+				}
+			}
+		}()
+	}()
+	begin := time.Now()
+	f, err := client.Alloc(ctx, name, nil)
+	if err != nil {
+		cancel()
+		t.Fatalf("%s: %v, server %v", name, err, <-done)
+	}
+	took := time.Since(begin)
+	buf := make([]byte, 2000)
+	_ = f.SetReadDeadline(time.Now().Add(5 * time.Second))
+	begin = time.Now()
+	for i := range n {
+		msg := fmt.Sprint("packet ", i)
+		if _, err := f.Write([]byte(msg)); err != nil {
+			t.Fatal(err)
+		}
+		k, err := f.Read(buf)
+		if err != nil || string(buf[:k]) != msg {
+			t.Fatalf("%s: read %q, %v", name, buf[:max(k, 0)], err)
+		}
+	}
+	rtt := time.Since(begin) / time.Duration(n)
+	info := a.flows()
+	if len(info) != 1 || info[0].RxPackets < uint64(n) || info[0].TxPackets < uint64(n) {
+		t.Errorf("flows of the client's host: %+v", info)
+	}
+	t.Logf("%s: allocated in %v, round trip %v, path %s %s", name, took, rtt, info[0].Path, info[0].Why)
+	_ = f.Close()
+	cancel()
+	_ = server.Close()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	for _, h := range []*host{a, b} {
+		for deadline := time.Now().Add(5 * time.Second); len(h.flows()) > 0; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("flows left: %+v", h.flows())
+			}
+		}
+	}
+}
+
+// Two machines, an Ethernet layer, a unicast layer over it, and programs that
+// ping each other over both.
+func TestTwoNodes(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: it makes network namespaces")
+	}
+	a, b := newHost(t), newHost(t)
+	link(t, a, b)
+	eth := map[string]string{"dev": "eth0"}
+	for i, h := range []*host{a, b} {
+		h.do(ipc.OpIPCPBootstrap, ipc.BootstrapArgs{Name: fmt.Sprint("eth-", i), Type: "eth-dix", Layer: "wire", Options: eth})
+		h.do(ipc.OpNameCreate, ipc.NameArgs{Name: "srv"})
+		h.do(ipc.OpNameCreate, ipc.NameArgs{Name: "srv.net"})
+	}
+	for _, n := range []string{"srv", "srv.net"} {
+		b.do(ipc.OpBind, ipc.BindArgs{Name: n, Prog: "/bin/server"})
+	}
+	b.do(ipc.OpNameRegister, ipc.RegisterArgs{Name: "srv", Layers: []string{"wire"}})
+	ping(t, a, b, "srv", 200)
+	ping(t, a, b, "srv", 200)
+
+	a.do(ipc.OpIPCPBootstrap, ipc.BootstrapArgs{Name: "n.a", Type: "unicast", Layer: "net", Autobind: true})
+	for _, n := range []string{"net", "n.a"} {
+		a.do(ipc.OpNameRegister, ipc.RegisterArgs{Name: n, Layers: []string{"wire"}})
+		b.do(ipc.OpNameCreate, ipc.NameArgs{Name: n})
+	}
+	b.do(ipc.OpIPCPEnroll, ipc.EnrollArgs{Name: "n.b", Layer: "net", Autobind: true})
+	b.do(ipc.OpIPCPConnect, ipc.ConnectArgs{Name: "n.b", Dst: "n.a"})
+	b.do(ipc.OpNameRegister, ipc.RegisterArgs{Name: "srv.net", Layers: []string{"net"}})
+	for _, h := range []*host{a, b} {
+		h.routed()
+	}
+	ping(t, a, b, "srv.net", 200)
+	ping(t, a, b, "srv.net", 200)
+}
