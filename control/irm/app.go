@@ -2,6 +2,7 @@ package irm
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -68,6 +69,7 @@ type appPool struct {
 
 	mu      sync.Mutex // guards what follows
 	spare   []*fastpath.App
+	out     int // devices of processes
 	making  bool
 	changed chan struct{} // closed and replaced when a device is there, or none can be made
 	closed  bool
@@ -84,7 +86,12 @@ const (
 	// appRetry is how long no device is tried after one could not be made: there
 	// may be too many, and processes leave.
 	appRetry = time.Second
+	// maxApps leaves a dozen of the fast path's 63 ports to the network; the
+	// flows of further processes use rings.
+	maxApps = 48
 )
+
+var errApps = fmt.Errorf("%d processes have a device on the fast path already", maxApps)
 
 // newAppPool returns nil when there is no kernel data path.
 func newAppPool(plane *fastpath.Plane, log *slog.Logger) *appPool {
@@ -104,7 +111,7 @@ func (p *appPool) refill() {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.making || p.closed || time.Now().Before(p.retry) || len(p.spare) >= appSpares {
+	if p.making || p.closed || time.Now().Before(p.retry) || len(p.spare) >= appSpares || p.out+len(p.spare) >= maxApps {
 		return
 	}
 	p.making = true
@@ -126,7 +133,7 @@ func (p *appPool) fill() {
 		default:
 			p.spare, p.failed = append(p.spare, app), nil
 		}
-		more = err == nil && !p.closed && len(p.spare) < appSpares
+		more = err == nil && !p.closed && len(p.spare) < appSpares && p.out+len(p.spare) < maxApps
 		p.making = more
 		close(p.changed)
 		p.changed = make(chan struct{})
@@ -148,14 +155,21 @@ func (p *appPool) take() (*fastpath.App, error) {
 		var app *fastpath.App
 		if n := len(p.spare); n > 0 {
 			app, p.spare = p.spare[n-1], p.spare[:n-1]
+			p.out++
 		}
 		err, changed := p.failed, p.changed
-		if p.closed {
+		switch {
+		case p.closed:
 			err = errShutdown
+		case p.out >= maxApps:
+			err = errApps
 		}
 		p.mu.Unlock()
-		if app != nil || err != nil {
-			return app, err
+		if app != nil {
+			return app, nil
+		}
+		if err != nil {
+			return nil, err
 		}
 		select {
 		case <-changed:
@@ -163,6 +177,14 @@ func (p *appPool) take() (*fastpath.App, error) {
 			return nil, errors.New("no device was ready when the flow was allocated")
 		}
 	}
+}
+
+// put removes the device of a process that left.
+func (p *appPool) put(app *fastpath.App) {
+	_ = app.Close()
+	p.mu.Lock()
+	p.out--
+	p.mu.Unlock()
 }
 
 // close waits for a device in the making and removes the spare ones.
@@ -203,7 +225,7 @@ func (s *session) closeApp() {
 	a := s.app
 	s.appMu.Unlock()
 	if a != nil {
-		_ = a.app.Close()
+		s.m.apps.put(a.app)
 	}
 }
 

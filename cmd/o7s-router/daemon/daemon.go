@@ -53,10 +53,6 @@ type Options struct {
 // minKernel is the oldest kernel that everything is tested on: that of Debian 12.
 var minKernel = [2]int{6, 1}
 
-// maxPorts is how many network devices and devices of programs there can be:
-// every process with flows over a network has one.
-const maxPorts = 1024
-
 // socketMode lets every program in; operations that manage the node look at
 // the credentials of who asks (spec 45 §7).
 const socketMode = 0o666
@@ -113,7 +109,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := purge(pins); err != nil {
 		return fmt.Errorf("remove what an earlier daemon left in %s: %w", pins, err)
 	}
-	plane, err := fastpath.New(fastpath.Options{PinDir: pins, DisableXDP: o.NoXDP, MaxPorts: maxPorts, Log: o.Log})
+	plane, err := fastpath.New(fastpath.Options{PinDir: pins, DisableXDP: o.NoXDP, Log: o.Log})
 	if err != nil {
 		return fmt.Errorf("fast path: %w", err)
 	}
