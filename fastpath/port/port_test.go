@@ -3,12 +3,15 @@ package port
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/o7s/o7s-router/lib/packet"
 )
@@ -89,21 +92,35 @@ func TestReopen(t *testing.T) {
 				if err := a.Send(packet.From(frame(0, 0, 60))); !errors.Is(err, ErrClosed) {
 					t.Errorf("Send after Close: %v", err)
 				}
-				f, m := count(t, "/proc/self/fd"), mappings(t)
-				if i == 3 { // warm: pools, threads, and the maps of the test program
-					fds, maps = f, m
+				if i < 3 {
+					continue // pools, threads
 				}
-				if i > 3 && (f > fds+(i-3) || m > maps) { // one map of the test program each
-					t.Errorf("round %d: %d descriptors, %d mappings; after round 3 %d and %d", i, f, m, fds, maps)
+				if i == 3 {
+					fds, maps = descriptors(t), mappings(t)
 				}
+				// The test program leaves one map a round. The other port may be
+				// looking at its peer just now, which takes descriptors.
+				eventually(t, "release of all descriptors and mappings", func() bool {
+					return descriptors(t) <= fds+i-3 && mappings(t) == maps
+				})
 			}
 		})
 	}
 }
 
-func count(t *testing.T, dir string) int {
+// eventually waits for something that no callback tells about.
+func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	names, err := os.ReadDir(dir)
+	for deadline := time.Now().Add(5 * time.Second); !cond(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("no %s", what)
+		}
+	}
+}
+
+func descriptors(t *testing.T) int {
+	t.Helper()
+	names, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,28 +151,22 @@ func TestLinkDown(t *testing.T) {
 			set := func(c *Config) { c.ForceMode = force }
 			a, b := l.mustOpen(0, set), l.mustOpen(1, set)
 
-			stop := make(chan struct{})
-			done := make(chan error)
+			done := make(chan error, 1)
+			stop := time.Now().Add(5 * time.Second)
 			go func() {
-				var last error
 				for n := 0; ; n++ {
-					select {
-					case <-stop:
-						done <- last
+					err := a.Send(packet.From(frame(0, n, 100)))
+					if err != nil && !errors.Is(err, ErrFull) || time.Now().After(stop) {
+						done <- err
 						return
-					default:
-						if err := a.Send(packet.From(frame(0, n, 100))); err != nil {
-							last = err
-						}
 					}
 				}
 			}()
 			l.setUp(0, false)
 			a.wait(t, "down event", func() bool { return len(a.events) == 1 && !a.events[0] })
 			b.wait(t, "down event at the peer", func() bool { return len(b.events) == 1 && !b.events[0] })
-			close(stop)
-			if err := <-done; err == nil {
-				t.Error("sending to a link that is down succeeded")
+			if err := <-done; !errors.Is(err, ErrDown) && !errors.Is(err, unix.ENETDOWN) {
+				t.Errorf("sending to a link that is down: %v", err)
 			}
 			if err := a.Send(packet.From(frame(0, 0, 100))); !errors.Is(err, ErrDown) {
 				t.Errorf("Send while down: %v", err)
@@ -478,10 +489,14 @@ func TestConcurrentSend(t *testing.T) {
 						n++
 					}
 				}
-				if len(batch) == 1 {
-					for a.Send(packet.From(batch[0].Bytes())) != nil {
+				if len(batch) > 1 {
+					// A full queue is allowed: frames are lost, and counted.
+					if err := a.SendBatch(batch); err != nil && !errors.Is(err, ErrFull) {
+						t.Error(err)
 					}
-				} else if err := a.SendBatch(batch); err != nil {
+					continue
+				}
+				if err := a.Send(batch[0]); err != nil && !errors.Is(err, ErrFull) {
 					t.Error(err)
 				}
 			}
@@ -491,9 +506,18 @@ func TestConcurrentSend(t *testing.T) {
 	for range senders {
 		<-sent
 	}
-	b.wait(t, "all frames", func() bool {
-		c := b.Counters()
-		return len(b.frames)+int(c.RxDropped) >= senders*each
+	const total = senders * each
+	eventually(t, "end of transmission", func() bool {
+		c := a.Counters()
+		return c.TxFrames+c.TxDropped == total
+	})
+	c := a.Counters()
+	if c.TxFrames < total/10 || c.TxLost+c.TxErrors != 0 {
+		t.Errorf("counters %+v", c)
+	}
+	eventually(t, fmt.Sprintf("%d frames", c.TxFrames), func() bool {
+		n := b.Counters()
+		return n.RxFrames+n.RxDropped == c.TxFrames
 	})
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -504,10 +528,6 @@ func TestConcurrentSend(t *testing.T) {
 			t.Fatalf("sender %d: frame %d after %d", s, n, next[s]-1)
 		}
 		next[s] = n + 1
-	}
-	c := a.Counters()
-	if c.TxFrames != senders*each || c.TxLost+c.TxDropped+c.TxErrors != 0 {
-		t.Errorf("counters %+v", c)
 	}
 }
 

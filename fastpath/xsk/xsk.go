@@ -361,9 +361,9 @@ func (s *Socket) Kick() error {
 
 // Statistics of a socket, since it was opened, in packets.
 type Statistics struct {
-	RxDropped      uint64 // no room in a frame, or other reasons
+	RxDropped      uint64 // longer than a frame, or none to receive into
 	RxRingFull     uint64 // user space was too slow
-	FillRingEmpty  uint64 // user space gave no frames to receive into
+	FillRingEmpty  uint64 // times the kernel found no frame; those packets are in RxDropped, too
 	RxInvalidDescs uint64
 	TxInvalidDescs uint64
 	TxRingEmpty    uint64 // kicks with nothing to send
