@@ -113,6 +113,7 @@ func (a *App) daemonCommand() *cli.Command {
 			&cli.StringFlag{Name: "metrics", EnvVars: []string{"O7S_METRICS"}, Usage: "serve Prometheus metrics on this `ADDRESS`"},
 			&cli.StringFlag{Name: "group", EnvVars: []string{"O7S_GROUP"}, Usage: "members of this group may manage the node, as root may (default: ouroboros or o7s, if there is one)"},
 			&cli.BoolFlag{Name: "no-xdp", EnvVars: []string{"O7S_NO_XDP"}, Usage: "forward in user space, load no XDP program"},
+			&cli.BoolFlag{Name: "no-withdraw", Hidden: true, Usage: "neither send nor heed withdrawals of links, to measure what loop-free alternates do alone"},
 			&cli.StringFlag{Name: "log-level", EnvVars: []string{"O7S_LOG_LEVEL"}, Value: "info", Usage: "debug, info, warn or error"},
 			&cli.StringFlag{Name: "log-format", EnvVars: []string{"O7S_LOG_FORMAT"}, Value: "text", Usage: "text or json"},
 		},
@@ -125,7 +126,8 @@ func (a *App) daemonCommand() *cli.Command {
 				return fmt.Errorf("%s: %w", path(c), err)
 			}
 			return a.startDaemon(c.Context, daemon.Options{
-				RunDir: runDir(c), Group: c.String("group"), Metrics: c.String("metrics"), NoXDP: c.Bool("no-xdp"), Log: log,
+				RunDir: runDir(c), Group: c.String("group"), Metrics: c.String("metrics"), NoXDP: c.Bool("no-xdp"),
+				NoWithdraw: c.Bool("no-withdraw"), Log: log,
 			})
 		},
 	}
