@@ -154,6 +154,7 @@ type End struct {
 	own    *atomic.Uint32
 	peer   *atomic.Uint32 // State of the other
 	kicked atomic.Uint32  // 1<<Dir: a wait of that direction is to return
+	seen   [2]uint32      // by Dir: peer, as waits of that direction know it
 
 	_ [128]byte
 	p producer
@@ -172,7 +173,8 @@ type producer struct {
 	head, tail    *atomic.Uint64
 	hungry, block *atomic.Uint32
 	ready         func() bool
-	spin          spinner
+	soon          func() bool
+	spin          Spinner
 }
 
 type consumer struct {
@@ -185,7 +187,8 @@ type consumer struct {
 	head, tail    *atomic.Uint64
 	hungry, block *atomic.Uint32
 	ready         func() bool
-	spin          spinner
+	soon          func() bool
+	spin          Spinner
 }
 
 // Open maps an end. The waiter and the bell belong to the End afterwards.
@@ -224,7 +227,7 @@ func Open(c Config) (*End, error) {
 	if c.Spin == 0 {
 		c.Spin = DefaultSpin
 	}
-	e.p.spin.max, e.c.spin.max = c.Spin, c.Spin
+	e.p.spin.Max, e.c.spin.Max = c.Spin, c.Spin
 	if c.MaxMessage > 0 && c.MaxMessage < e.max {
 		e.max = c.MaxMessage
 	}
@@ -240,7 +243,7 @@ func Open(c Config) (*End, error) {
 	p.pos = p.head.Load() // both ends start where the region stands
 	p.shown = p.pos
 	p.limit = p.pos
-	p.ready = e.room
+	p.ready, p.soon = e.room, e.roomSoon
 	ctl, data = area(1 - c.Side)
 	q := &e.c
 	q.data, q.mask = data, uint64(capacity-1)
@@ -249,7 +252,7 @@ func Open(c Config) (*End, error) {
 	q.pos = q.tail.Load()
 	q.freed = q.pos
 	q.limit = q.pos
-	q.ready = e.filled
+	q.ready, q.soon = e.filled, e.filledSoon
 	if p.pos%header != 0 || q.pos%header != 0 {
 		unix.Munmap(m)
 		return nil, ErrCorrupt
@@ -381,7 +384,7 @@ func (e *End) room() bool {
 // Errors are those of the Waiter.
 func (e *End) WaitWrite() error {
 	e.Flush() // the room may have to come from what was Put
-	return e.wait(DirWrite, &e.p.spin, e.p.ready, e.p.block)
+	return e.wait(DirWrite, &e.p.spin, e.p.soon, e.p.ready, e.p.block)
 }
 
 // Consuming.
@@ -526,7 +529,7 @@ func (e *End) filled() bool {
 // Errors are those of the Waiter.
 func (e *End) WaitRead() error {
 	e.Release() // the other end may need the room to send something
-	return e.wait(DirRead, &e.c.spin, e.c.ready, e.c.hungry)
+	return e.wait(DirRead, &e.c.spin, e.c.soon, e.c.ready, e.c.hungry)
 }
 
 // stop reports whether a wait has to end although the ring did not change.
@@ -535,31 +538,37 @@ func (e *End) stop(d Dir) bool {
 		e.kicked.And(^uint32(1 << d))
 		return true
 	}
-	return State(e.peer.Load())&Closed != 0
+	s := e.peer.Load()
+	if State(s)&Closed != 0 {
+		return true
+	}
+	changed := s != e.seen[d]
+	e.seen[d] = s
+	return changed
 }
 
-func (e *End) wait(d Dir, s *spinner, ready func() bool, flag *atomic.Uint32) error {
+func (e *End) wait(d Dir, s *Spinner, soon, ready func() bool, flag *atomic.Uint32) error {
 	if e.Own()&Closed != 0 {
 		return net.ErrClosed
 	}
 	start := time.Now()
-	if s.spin(e, d, start) {
+	if s.Spin(start, soon) {
 		return nil
 	}
 	err := e.waiter.Wait(d, ready)
 	if err != nil {
 		flag.Store(0)
 	}
-	s.slept(time.Since(start))
+	s.Slept(time.Since(start))
 	return err
 }
 
-// soon looks, without announcing a waiter, whether a wait is to end.
-func (e *End) soon(d Dir) bool {
-	if d == DirRead {
-		return e.c.head.Load() != e.c.pos || e.stop(d)
-	}
-	return e.p.tail.Load()+e.p.mask+1-e.p.pos >= e.p.need || e.stop(d)
+// filledSoon and roomSoon look, without announcing a waiter, whether a wait is
+// to end.
+func (e *End) filledSoon() bool { return e.c.head.Load() != e.c.pos || e.stop(DirRead) }
+
+func (e *End) roomSoon() bool {
+	return e.p.tail.Load()+e.p.mask+1-e.p.pos >= e.p.need || e.stop(DirWrite)
 }
 
 // Kick makes the wait of one direction return, now or, when there is none, the
@@ -582,6 +591,18 @@ func (e *End) SetState(s State) {
 
 // Own is what this end says of itself.
 func (e *End) Own() State { return State(e.state.Load()) }
+
+// SetDeadline ends waits of one direction at t, present ones too; zero: never.
+func (e *End) SetDeadline(d Dir, t time.Time) error { return e.waiter.SetDeadline(d, t) }
+
+// Progress are numbers that change when the other end sent something and when
+// this one did, for those who look now and then. full says that the other end
+// may have had no room to send more.
+func (e *End) Progress() (received, sent uint64, full bool) {
+	received = e.c.head.Load()
+	used := received - e.c.tail.Load()
+	return received, e.p.head.Load(), used+recordSize(e.max) > e.c.mask+1
+}
 
 // Waiter is the waiter given to Open.
 func (e *End) Waiter() Waiter { return e.waiter }

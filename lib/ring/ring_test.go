@@ -393,10 +393,7 @@ func TestWait(t *testing.T) {
 		}
 		close(drained)
 	}()
-	if err := a.WaitWrite(); err != nil {
-		t.Error(err)
-	}
-	if err := a.Write(make([]byte, 1000)); err != nil {
+	if err := write(a, make([]byte, 1000)); err != nil {
 		t.Errorf("after the wait: %v", err)
 	}
 	<-drained

@@ -249,28 +249,29 @@ var (
 	maxSpinners = int32(runtime.GOMAXPROCS(0) - 1)
 )
 
-// spinner decides how long the waits of one direction spin.
-type spinner struct {
-	max  time.Duration // negative: never
+// Spinner decides how long the waits of one direction spin. It belongs to the
+// goroutine that waits.
+type Spinner struct {
+	Max  time.Duration // at most so long; negative: never
 	long bool          // the last sleep was short enough to spin instead
 }
 
-// spin reports whether e became ready for d in time.
-func (s *spinner) spin(e *End, d Dir, start time.Time) bool {
-	if s.max < 0 {
+// Spin reports whether ready returned true in time. A wait began at start.
+func (s *Spinner) Spin(start time.Time, ready func() bool) bool {
+	if s.Max < 0 {
 		return false
 	}
 	defer spinners.Add(-1)
 	if spinners.Add(1) > maxSpinners {
 		return false
 	}
-	limit := min(s.max, shortSpin)
+	limit := min(s.Max, shortSpin)
 	if s.long {
-		limit = s.max
+		limit = s.Max
 	}
 	for {
 		for range 32 {
-			if e.soon(d) {
+			if ready() {
 				return true
 			}
 			pause()
@@ -282,5 +283,5 @@ func (s *spinner) spin(e *End, d Dir, start time.Time) bool {
 	}
 }
 
-// slept learns from a wait that spinning did not end.
-func (s *spinner) slept(d time.Duration) { s.long = d < 2*s.max }
+// Slept tells how long the wait took after Spin returned false.
+func (s *Spinner) Slept(d time.Duration) { s.long = d < 2*s.Max }
