@@ -210,15 +210,12 @@ func (c *Client) start(cl *call, args any) (uint64, error) {
 	if err := c.conn.Send(&Request{ID: id, Op: cl.op, Args: raw}); err != nil {
 		c.mu.Lock()
 		delete(c.calls, id)
-		down := c.down
 		c.mu.Unlock()
-		switch {
-		case down != nil:
-			return 0, down
-		case errors.Is(err, o7serr.EMSGSIZE):
-			return 0, err
+		if !errors.Is(err, o7serr.EMSGSIZE) {
+			c.fail(err)
+			err = c.Err()
 		}
-		return 0, unreachable(c.path, err)
+		return 0, err
 	}
 	return id, nil
 }
@@ -301,11 +298,15 @@ func (c *Client) undo(op Op, r Reply) {
 	}
 }
 
-// fail ends every call under way.
+// fail ends the connection, and every call under way, once.
 func (c *Client) fail(err error) {
 	c.conn.Close()
 	down := unreachable(c.path, err)
 	c.mu.Lock()
+	if c.down != nil {
+		c.mu.Unlock()
+		return
+	}
 	c.down = down
 	calls := c.calls
 	c.calls = nil

@@ -4,10 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,12 +33,22 @@ var errBusy = fmt.Errorf("peer does not read its messages: %w", o7serr.EAGAIN)
 // with each other; concurrent Sends are fine, Recv belongs to one goroutine.
 type Conn struct {
 	uc   *net.UnixConn
+	rc   syscall.RawConn
 	peer Peer
-
-	// Receive buffers, used by the one goroutine in Recv.
-	buf []byte
-	oob []byte
+	recv received // of the one goroutine in Recv
 }
+
+// received is what a receive returned. The buffer is lent by a pool: a
+// connection that waits has none, and there may be many.
+type received struct {
+	buf            *[MaxMessage]byte
+	oob            []byte
+	n, oobn, flags int
+	err            error
+	receive        func(fd uintptr) bool // made once
+}
+
+var buffers = sync.Pool{New: func() any { return new([MaxMessage]byte) }}
 
 // Peer is who is at the other end, from the socket's credentials at connect
 // time. Never from a message.
@@ -60,16 +73,17 @@ func (p Peer) InGroup(gid uint32) bool {
 }
 
 func newConn(uc *net.UnixConn) (*Conn, error) {
-	c := &Conn{
-		uc:  uc,
-		buf: make([]byte, MaxMessage), // a longer packet shows as MSG_TRUNC
-		oob: make([]byte, unix.CmsgSpace(4*MaxFDs)),
+	rc, err := uc.SyscallConn()
+	if err != nil {
+		return nil, err
 	}
+	c := &Conn{uc: uc, rc: rc}
+	c.recv.oob = make([]byte, unix.CmsgSpace(4*MaxFDs))
+	c.recv.receive = c.recv.try
 	// A packet longer than the send buffer is refused by the kernel.
 	if err := uc.SetWriteBuffer(2 * MaxMessage); err != nil {
 		return nil, err
 	}
-	var err error
 	if c.peer, err = peerOf(uc); err != nil {
 		return nil, fmt.Errorf("peer credentials: %w", err)
 	}
@@ -178,19 +192,31 @@ func encode(v any, fds []int) (b, oob []byte, err error) {
 // it (close-on-exec), which are the caller's to close. Errors: io.EOF when the
 // peer closed, ErrMalformed (descriptors are closed already).
 func (c *Conn) Recv(v any) ([]int, error) {
-	n, oobn, flags, _, err := c.uc.ReadMsgUnix(c.buf, c.oob)
-	if err != nil {
+	r := &c.recv
+	if err := c.rc.Read(r.receive); err != nil {
 		return nil, err
 	}
-	fds, err := rights(c.oob[:oobn])
+	if r.buf != nil {
+		defer func() {
+			buffers.Put(r.buf)
+			r.buf = nil
+		}()
+	}
+	if r.err != nil {
+		return nil, os.NewSyscallError("recvmsg", r.err)
+	}
+	if r.n == 0 && r.oobn == 0 {
+		return nil, io.EOF // an empty packet looks the same, and is no message either
+	}
+	fds, err := rights(r.oob[:r.oobn])
 	switch {
 	case err != nil:
-	case flags&unix.MSG_CTRUNC != 0:
+	case r.flags&unix.MSG_CTRUNC != 0:
 		err = fmt.Errorf("more than %d descriptors: %w", MaxFDs, ErrMalformed)
-	case flags&unix.MSG_TRUNC != 0:
+	case r.flags&unix.MSG_TRUNC != 0:
 		err = fmt.Errorf("longer than %d bytes: %w", MaxMessage, ErrMalformed)
 	default:
-		if jerr := json.Unmarshal(c.buf[:n], v); jerr != nil {
+		if jerr := json.Unmarshal(r.buf[:r.n], v); jerr != nil {
 			err = fmt.Errorf("%w: %w", ErrMalformed, jerr)
 		}
 	}
@@ -199,6 +225,23 @@ func (c *Conn) Recv(v any) ([]int, error) {
 		return nil, err
 	}
 	return fds, nil
+}
+
+// try receives without blocking and reports whether that is a result.
+func (r *received) try(fd uintptr) bool {
+	r.buf = buffers.Get().(*[MaxMessage]byte)
+	for {
+		r.n, r.oobn, r.flags, _, r.err = unix.Recvmsg(int(fd), r.buf[:], r.oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+		if r.err != unix.EINTR {
+			break
+		}
+	}
+	if r.err == unix.EAGAIN {
+		buffers.Put(r.buf)
+		r.buf = nil
+		return false
+	}
+	return true
 }
 
 // rights returns every descriptor in the control data, also along with an error.
