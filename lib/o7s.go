@@ -1,0 +1,217 @@
+// Package o7s is what programs import to talk over an Ouroboros (O7s) network.
+//
+// A program allocates a flow to a name, or accepts flows to the names it is
+// bound to, and reads and writes messages:
+//
+//	f, err := o7s.Alloc(ctx, "oping.example", nil)
+//	...
+//	defer f.Close()
+//	f.Write([]byte("hello"))
+//	n, err := f.Read(buf)
+//
+// One Write is one message, which is normally one Read at the other end. Errors
+// wrap the numbers of package o7serr (spec 33 §2) and, where there is one, the
+// standard library's: os.ErrDeadlineExceeded, net.ErrClosed.
+//
+// Messages pass through memory shared with the daemon or, when both ends are
+// on one machine, with the other program; where the machine's fast path can
+// serve a program directly, through a device of the program. Which it is makes
+// no difference to the program.
+//
+// The functions of the package use one Client for the process, connected with
+// the first of them to the daemon that O7S_RUN_DIR names.
+package o7s
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/o7s/o7s-router/lib/ipc"
+	"github.com/o7s/o7s-router/lib/o7serr"
+	"github.com/o7s/o7s-router/lib/qos"
+)
+
+// Alloc asks for a flow to name. q nil means qos.Raw. Without a deadline in
+// ctx it gives up after 20 s with o7serr.EPERM, as the reference does; an
+// expired deadline is o7serr.ETIMEDOUT.
+func Alloc(ctx context.Context, name string, q *qos.Spec) (*Flow, error) {
+	return std.Alloc(ctx, name, q)
+}
+
+// Accept waits for a flow to any name that this program or process is bound
+// to. A request that failed on the way (o7serr.EAUTH, o7serr.ECRYPT) is
+// reported; the caller just accepts again.
+func Accept(ctx context.Context) (*Flow, error) { return std.Accept(ctx) }
+
+// Join joins a broadcast layer.
+func Join(ctx context.Context, layer string) (*Flow, error) { return std.Join(ctx, layer) }
+
+var std = New(Options{})
+
+// Options of a Client. The zero value is what the package's functions use.
+type Options struct {
+	RunDir string // of the daemon; see ipc.RunDir
+	// Prog is the name under which the program is bound to names; by default
+	// the base name it was started with, or its script's.
+	Prog string
+	Args []string // announced with it; by default the program's
+}
+
+// Client is a program's access to one daemon. It is safe for concurrent use.
+type Client struct {
+	opt Options
+
+	mu      sync.Mutex // guards what follows
+	session *session   // nil before the first call
+	closed  bool
+
+	dialing sync.Mutex // held while connecting; before mu
+}
+
+// New returns a client. It connects, and announces the program, with its first
+// use or Connect; when the daemon was restarted, the next use connects anew.
+func New(o Options) *Client {
+	if o.Prog == "" {
+		o.Prog = progName(os.Args)
+		if o.Args == nil {
+			o.Args = os.Args
+		}
+	}
+	return &Client{opt: o}
+}
+
+// progName is the name to announce: for an interpreter that of its script.
+func progName(args []string) string {
+	if len(args) == 0 {
+		return ""
+	}
+	base := filepath.Base(args[0])
+	switch strings.TrimRight(base, "0123456789.") {
+	case "python", "pypy", "perl", "ruby", "lua", "node", "sh", "bash", "dash":
+		for _, a := range args[1:] {
+			if !strings.HasPrefix(a, "-") {
+				return filepath.Base(a)
+			}
+		}
+	}
+	return base
+}
+
+// Connect connects to the daemon and announces the program, unless that is
+// done. A program may do this early, to be known before it accepts.
+func (c *Client) Connect(ctx context.Context) error {
+	_, err := c.connect(ctx)
+	return err
+}
+
+func (c *Client) connect(ctx context.Context) (*session, error) {
+	c.dialing.Lock()
+	defer c.dialing.Unlock()
+	c.mu.Lock()
+	s, closed := c.session, c.closed
+	c.mu.Unlock()
+	if closed {
+		return nil, errClosed
+	}
+	if s != nil && s.ipc.Err() == nil {
+		return s, nil
+	}
+	s, err := newSession(ctx, c.opt)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		go s.close()
+		return nil, errClosed
+	}
+	// Flows of the session before live on, as far as they can without a daemon.
+	if c.session != nil {
+		c.session.leave()
+	}
+	c.session = s
+	return s, nil
+}
+
+// Close releases every flow and the connection. Calls under way fail.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	s := c.session
+	c.closed, c.session = true, nil
+	c.mu.Unlock()
+	if s != nil {
+		s.close()
+	}
+	return nil
+}
+
+// Alloc is the function Alloc with this client.
+func (c *Client) Alloc(ctx context.Context, name string, q *qos.Spec) (*Flow, error) {
+	if q == nil {
+		q = &qos.Raw
+	}
+	spec := *q
+	spec.BER = 1 // as the reference's default builds, which have no CRC (spec 33 §3)
+	f, err := c.get(ctx, ipc.OpAlloc, ipc.AllocArgs{Name: name, QoS: spec, TimeoutMS: timeout(ctx)})
+	if err != nil {
+		return nil, fmt.Errorf("allocate flow to %s: %w", name, err)
+	}
+	return f, nil
+}
+
+// Accept is the function Accept with this client.
+func (c *Client) Accept(ctx context.Context) (*Flow, error) {
+	f, err := c.get(ctx, ipc.OpAccept, ipc.AcceptArgs{TimeoutMS: timeout(ctx)})
+	if err != nil {
+		return nil, fmt.Errorf("accept flow: %w", err)
+	}
+	return f, nil
+}
+
+// Join is the function Join with this client.
+func (c *Client) Join(ctx context.Context, layer string) (*Flow, error) {
+	f, err := c.get(ctx, ipc.OpJoin, ipc.JoinArgs{Layer: layer, TimeoutMS: timeout(ctx)})
+	if err != nil {
+		return nil, fmt.Errorf("join layer %s: %w", layer, err)
+	}
+	return f, nil
+}
+
+// timeout is what is left until ctx expires in ms, 0 when it does not.
+func timeout(ctx context.Context) int64 {
+	t, ok := ctx.Deadline()
+	if !ok {
+		return 0
+	}
+	return max(time.Until(t).Milliseconds(), 1)
+}
+
+func (c *Client) get(ctx context.Context, op ipc.Op, args any) (*Flow, error) {
+	s, err := c.connect(ctx)
+	if err != nil {
+		return nil, timedOut(err)
+	}
+	var f *Flow
+	err = s.ipc.Do(ctx, op, args, func(r ipc.Reply, fds []int) (err error) {
+		f, err = s.open(r, fds)
+		return err
+	})
+	if err != nil {
+		return nil, timedOut(err)
+	}
+	return f, nil
+}
+
+// timedOut makes the expiry of a context the error that the interface has for it.
+func timedOut(err error) error {
+	if err == context.DeadlineExceeded { //nolint:errorlint // exactly what Context.Err returns
+		return fmt.Errorf("%w: %w", o7serr.ETIMEDOUT, err)
+	}
+	return err
+}
