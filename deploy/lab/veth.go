@@ -42,6 +42,11 @@ func mac(i, j, nth int) net.HardwareAddr {
 	return net.HardwareAddr{0x02, byte(nth - 1), byte(i >> 8), byte(j >> 8), byte(i), byte(j)}
 }
 
+// index is the interface index of the first end; the kernel numbers the second
+// from 2 on. They must differ: when both ends have the same index in their
+// namespaces the kernel can report the loss of the carrier a second late.
+func (l *Link) index() int { return 1000 + (l.a<<8|l.b)*16 + l.nth }
+
 // addLink makes the two ends where they belong, so that no name exists in the
 // lab's own namespace, and brings them up.
 func addLink(l *Link, nsA, nsB string) error {
@@ -54,6 +59,7 @@ func addLink(l *Link, nsA, nsB string) error {
 	err = at(nsA, func(h *netlink.Handle) error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.MTU, attrs.HardwareAddr = l.Devices[0], l.MTU, mac(l.a, l.b, l.nth)
+		attrs.Index = l.index()
 		v := netlink.NewVeth(attrs)
 		v.PeerName, v.PeerHardwareAddr, v.PeerNamespace = l.Devices[1], mac(l.b, l.a, l.nth), netlink.NsFd(peer)
 		return h.LinkAdd(v)
