@@ -88,7 +88,9 @@ func (p *Plane) OpenPort(ifname string) (*Port, error) {
 	p.ports[ifname] = o
 	o.dev = dev
 	o.setTarget()
-	o.setUp(dev.Up())
+	o.stateMu.Lock()
+	o.up = dev.Up() // nobody watches; a change after this waits for the lock
+	o.stateMu.Unlock()
 	return o, nil
 }
 
