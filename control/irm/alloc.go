@@ -273,45 +273,57 @@ func (m *IRM) handOver(id int32, f ipcp.Flow, name string) error {
 	return nil
 }
 
-// reach returns the first IPC process, in the order of preference, whose layer
-// knows name. All are asked at the same time, so that a name that no layer
-// knows fails as fast as the slowest directory is certain.
+// reach returns an IPC process whose layer knows name, of the most preferred
+// type that has one. All are asked at the same time, so that a name that no
+// layer knows fails as fast as the slowest directory is certain. Among layers
+// of one type the first that answers wins: an Ethernet layer in which nobody
+// knows the name can only stay silent.
 func (m *IRM) reach(ctx context.Context, q requester, name string) (*process, error) {
-	type candidate struct {
-		p      *process
-		answer chan error
+	type answer struct {
+		p   *process
+		typ ipcp.Type
+		err error
 	}
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
-	var list []candidate
-	for _, p := range m.processes() {
+	var types []ipcp.Type // of those asked, in the order of preference
+	pending := map[ipcp.Type]int{}
+	known := map[ipcp.Type]*process{}
+	list := m.processes()
+	answers := make(chan answer, len(list))
+	for _, p := range list {
 		l := m.layerOf(p)
 		if p == q.member || l.Type() == ipcp.Broadcast || l.State() != ipcp.StateOperational {
 			continue
 		}
-		c := candidate{p, make(chan error, 1)}
-		list = append(list, c)
+		a := answer{p: p, typ: l.Type()}
+		if pending[a.typ]++; pending[a.typ] == 1 {
+			types = append(types, a.typ)
+		}
 		key := registry.Hash(l.HashAlg(), name)
-		m.wg.Go(func() { c.answer <- l.Query(ctx, key) })
+		m.wg.Go(func() {
+			a.err = l.Query(ctx, key)
+			answers <- a
+		})
 	}
-	for _, c := range list {
-		select {
-		case err := <-c.answer:
-			if err == nil {
-				return c.p, nil
-			}
-		case <-ctx.Done():
-			// One that answered at the same moment counts.
-			select {
-			case err := <-c.answer:
-				if err == nil {
-					return c.p, nil
-				}
-			default:
-			}
+	for {
+		// Types without anybody left to answer have no say any more.
+		for len(types) > 0 && known[types[0]] == nil && pending[types[0]] == 0 {
+			types = types[1:]
+		}
+		if len(types) == 0 {
+			return nil, fail(o7serr.EIPCP, "no layer can reach the name %q", name)
+		}
+		if p := known[types[0]]; p != nil {
+			return p, nil
+		}
+		// Query ends with ctx, so this does.
+		a := <-answers
+		pending[a.typ]--
+		if a.err == nil && known[a.typ] == nil {
+			known[a.typ] = a.p
 		}
 	}
-	return nil, fail(o7serr.EIPCP, "no layer can reach the name %q", name)
 }
 
 // origin is an allocation of a process over a local layer that waits for its
