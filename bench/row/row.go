@@ -245,24 +245,28 @@ func Table(w io.Writer, res []Result) {
 }
 
 // Save writes the results, keeping rows of the file that were not measured now,
-// and returns all of them.
-func Save(file string, res []Result) ([]Result, error) {
+// and returns all of them, in the order of the groups. Rows that no group has
+// any more are dropped.
+func Save(file string, res []Result, groups []Group) ([]Result, error) {
 	var old []Result
 	if b, err := os.ReadFile(file); err == nil {
 		if err := json.Unmarshal(b, &old); err != nil {
 			return nil, fmt.Errorf("%s: %w", file, err)
 		}
 	}
-	for _, r := range res {
-		if o := find(old, r.Name); o != nil {
-			*o = r
-		} else {
-			old = append(old, r)
+	var all []Result
+	for _, g := range groups {
+		for _, n := range g.Rows {
+			if r := find(res, n); r != nil {
+				all = append(all, *r)
+			} else if r := find(old, n); r != nil {
+				all = append(all, *r)
+			}
 		}
 	}
-	b, err := json.MarshalIndent(old, "", "  ")
+	b, err := json.MarshalIndent(all, "", "  ")
 	if err != nil {
 		return nil, err
 	}
-	return old, os.WriteFile(file, append(b, '\n'), 0o644)
+	return all, os.WriteFile(file, append(b, '\n'), 0o644)
 }

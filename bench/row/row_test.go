@@ -48,9 +48,10 @@ func TestRun(t *testing.T) {
 
 func TestSave(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "latest.json")
+	groups := []Group{{Rows: []string{"b", "a"}}}
 	for _, res := range [][]Result{{{Name: "a", Value: 1}, {Name: "b", Value: 2}}, {{Name: "b", Value: 3}}} {
-		all, err := Save(file, res)
-		if err != nil || len(all) != 2 {
+		all, err := Save(file, res, groups)
+		if err != nil || len(all) != 2 || all[0].Name != "b" {
 			t.Fatal(all, err)
 		}
 	}
