@@ -1,0 +1,126 @@
+package nodes
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/o7s/o7s-router/bench/row"
+	"github.com/o7s/o7s-router/bench/worker"
+	"github.com/o7s/o7s-router/deploy/lab"
+)
+
+// boot measures from nothing to the first ping that is back: namespaces, links,
+// daemons, layers, names. The memory of the middle daemon is taken on the way.
+func (c Config) boot(_ context.Context, names []string) ([]row.Row, func(), error) {
+	mib := 0.0
+	var rows []row.Row
+	for _, n := range names {
+		r := row.Row{Name: n, Unit: "s"}
+		switch n {
+		case boot:
+			r.Measure = func(ctx context.Context) (took float64, err error) {
+				took, mib, err = c.bootOnce(ctx)
+				return took, err
+			}
+		case memory:
+			r.Unit = "MiB"
+			r.Measure = func(ctx context.Context) (float64, error) {
+				var err error
+				if mib == 0 {
+					_, mib, err = c.bootOnce(ctx)
+				}
+				v := mib
+				mib = 0 // each is used once
+				return v, err
+			}
+		}
+		rows = append(rows, r)
+	}
+	return rows, func() {}, nil
+}
+
+func (c Config) bootOnce(ctx context.Context) (seconds, mib float64, err error) {
+	var down takeDown
+	defer down.all()
+	start := time.Now()
+	l, err := c.line(ctx, &down, echoName)
+	if err != nil {
+		return 0, 0, err
+	}
+	if err := run(ctx, l, "h1", nil, "once", "-to", echoName); err != nil {
+		return 0, 0, err
+	}
+	seconds = time.Since(start).Seconds()
+	// Some traffic, so that buffers are there.
+	if err := run(ctx, l, "h1", &worker.Ping{}, "ping", "-to", echoName, "-for", "100ms"); err != nil {
+		return 0, 0, err
+	}
+	mib, err = resident(l, "h2")
+	return seconds, mib, err
+}
+
+// resident is the memory of a host's daemon in MiB: pages that are resident,
+// less those of BPF maps and of the rings of AF_XDP sockets. Packet memory
+// (Umem) is anonymous memory like any other to the kernel and is counted, so
+// this is more than the daemon needs by what the Umem has in use.
+func resident(l *lab.Lab, host string) (float64, error) {
+	pid, err := daemonOf(l, host)
+	if err != nil {
+		return 0, err
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
+	if err != nil {
+		return 0, err
+	}
+	kib, skip := 0, false
+	s := bufio.NewScanner(bytes.NewReader(b))
+	for s.Scan() {
+		f := strings.Fields(s.Text())
+		if len(f) >= 5 && !strings.HasSuffix(f[0], ":") { // a mapping starts
+			skip = len(f) > 5 && excluded(f[5])
+		}
+		if len(f) == 3 && f[0] == "Rss:" && !skip {
+			n, err := strconv.Atoi(f[1])
+			if err != nil {
+				return 0, fmt.Errorf("smaps: %w", err)
+			}
+			kib += n
+		}
+	}
+	return float64(kib) / 1024, s.Err()
+}
+
+// excluded tells whether a mapping is a BPF map or rings of an AF_XDP socket.
+func excluded(name string) bool {
+	return strings.HasPrefix(name, "anon_inode:bpf") || strings.HasPrefix(name, "socket:")
+}
+
+// daemonOf finds a host's daemon by its run directory.
+func daemonOf(l *lab.Lab, host string) (int, error) {
+	dir := l.RunDir(host)
+	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return 0, err
+	}
+	for _, p := range procs {
+		b, err := os.ReadFile(p)
+		if err != nil {
+			continue // it has ended
+		}
+		argv := strings.Split(string(b), "\x00")
+		for i := range argv {
+			if argv[i] == "--run-dir" && i+1 < len(argv) && argv[i+1] == dir {
+				return strconv.Atoi(filepath.Base(filepath.Dir(p)))
+			}
+		}
+	}
+	return 0, errors.New("no daemon of " + host)
+}
