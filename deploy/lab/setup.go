@@ -195,7 +195,7 @@ func IPCP(layer, host string) string { return layer + "." + host }
 func (l *Lab) member(ctx context.Context, s latches, y *Layer, m *Member) error {
 	lower := l.topo.lowerAt(y, m.Host)
 	for _, o := range lower {
-		if err := s.wait(ctx, connected(o, m.Host)); err != nil {
+		if err := l.ground(ctx, s, o, m.Host); err != nil {
 			return err
 		}
 	}
@@ -220,6 +220,27 @@ func (l *Lab) member(ctx context.Context, s latches, y *Layer, m *Member) error 
 		}
 	}
 	s.done(connected(y.Name, m.Host))
+	return nil
+}
+
+// ground waits until a host can reach all members of a layer that others are
+// to be built on.
+func (l *Lab) ground(ctx context.Context, s latches, layer, host string) error {
+	if err := s.wait(ctx, connected(layer, host)); err != nil {
+		return err
+	}
+	for i := range l.topo.Layers {
+		y := &l.topo.Layers[i]
+		if y.Name != layer || y.Type != "unicast" || l.opt.Converge < 0 {
+			continue
+		}
+		for j := range y.Members {
+			if err := s.wait(ctx, connected(layer, y.Members[j].Host)); err != nil {
+				return err
+			}
+		}
+		return l.awaitRoutes(ctx, host, layer)
+	}
 	return nil
 }
 
@@ -310,31 +331,40 @@ func (l *Lab) service(ctx context.Context, s latches, n *Service) error {
 // converge waits until every member of every unicast layer has a route to all
 // others.
 func (l *Lab) converge(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, l.opt.Converge)
-	defer cancel()
 	return each(ctx, l.topo.Hosts, func(ctx context.Context, host string) error {
-		for {
-			missing, err := l.missing(ctx, host)
-			if err == nil && missing == "" {
-				return nil
-			}
-			select {
-			case <-time.After(5 * time.Millisecond):
-			case <-ctx.Done():
-				if err == nil {
-					err = fmt.Errorf("host %s: %s", host, missing)
-				}
-				return fmt.Errorf("no routes after %v: %w", l.opt.Converge, err)
-			}
-		}
+		return l.awaitRoutes(ctx, host, "")
 	})
 }
 
-// missing says what routes a host has not got, "" when it has all.
-func (l *Lab) missing(ctx context.Context, host string) (string, error) {
+// awaitRoutes waits until a host has all routes of a layer, or of all layers.
+func (l *Lab) awaitRoutes(ctx context.Context, host, layer string) error {
+	ctx, cancel := context.WithTimeout(ctx, l.opt.Converge)
+	defer cancel()
+	for {
+		missing, err := l.missing(ctx, host, layer)
+		if err == nil && missing == "" {
+			return nil
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			if err == nil {
+				err = fmt.Errorf("host %s: %s", host, missing)
+			}
+			return fmt.Errorf("no routes after %v: %w", l.opt.Converge, err)
+		}
+	}
+}
+
+// missing says what routes of a layer, or of all layers, a host has not got, ""
+// when it has all.
+func (l *Lab) missing(ctx context.Context, host, layer string) (string, error) {
 	want := map[string]int{}
 	for i := range l.topo.Layers {
 		y := &l.topo.Layers[i]
+		if layer != "" && y.Name != layer {
+			continue
+		}
 		if y.Type == "unicast" && y.member(host) != nil && len(y.Members) > 1 {
 			want[y.Name] = len(y.Members) - 1
 		}
