@@ -20,7 +20,8 @@ type AppOffloader interface {
 	OffloadApp(app *fastpath.App) (handle uint32, headroom int, err error)
 }
 
-// appUnloader is implemented by flows that keep account of their offload.
+// appUnloader is implemented by flows that keep account of their offload: their
+// statistics include what XDP carried.
 type appUnloader interface{ UnloadApp(handle uint32) }
 
 // appFlow is a flow in the hands of a program's device.
@@ -72,6 +73,7 @@ type appPool struct {
 	out     int // devices of processes
 	making  bool
 	changed chan struct{} // closed and replaced when a device is there, or none can be made
+	later   *time.Timer   // starts a refill
 	closed  bool
 	failed  error     // why the last device could not be made
 	retry   time.Time // until then none is tried
@@ -86,6 +88,10 @@ const (
 	// appRetry is how long no device is tried after one could not be made: there
 	// may be too many, and processes leave.
 	appRetry = time.Second
+	// appPause is how long the store waits before it replaces a device: making
+	// one keeps the fast path busy, which the flow that took the last one is
+	// about to use.
+	appPause = 100 * time.Millisecond
 	// maxApps leaves a dozen of the fast path's 63 ports to the network; the
 	// flows of further processes use rings.
 	maxApps = 48
@@ -101,7 +107,10 @@ func newAppPool(plane *fastpath.Plane, log *slog.Logger) *appPool {
 	if ok, _ := plane.Kernel(); !ok {
 		return nil
 	}
-	return &appPool{plane: plane, log: log, changed: make(chan struct{})}
+	p := &appPool{plane: plane, log: log, changed: make(chan struct{})}
+	p.later = time.AfterFunc(time.Hour, p.refill)
+	p.later.Stop()
+	return p
 }
 
 // refill makes devices until the store is full. It does not wait.
@@ -146,16 +155,15 @@ func (p *appPool) take() (*fastpath.App, error) {
 	if p == nil {
 		return nil, errors.New("no kernel data path")
 	}
-	defer p.refill()
 	limit := time.NewTimer(appWait)
 	defer limit.Stop()
 	for {
-		p.refill()
 		p.mu.Lock()
 		var app *fastpath.App
 		if n := len(p.spare); n > 0 {
 			app, p.spare = p.spare[n-1], p.spare[:n-1]
 			p.out++
+			p.later.Reset(appPause)
 		}
 		err, changed := p.failed, p.changed
 		switch {
@@ -169,8 +177,10 @@ func (p *appPool) take() (*fastpath.App, error) {
 			return app, nil
 		}
 		if err != nil {
+			p.refill() // it may work by now
 			return nil, err
 		}
+		p.refill()
 		select {
 		case <-changed:
 		case <-limit.C:
@@ -194,6 +204,7 @@ func (p *appPool) close() {
 	}
 	p.mu.Lock()
 	p.closed = true
+	p.later.Stop()
 	spare := p.spare
 	p.spare = nil
 	p.mu.Unlock()

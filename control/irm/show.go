@@ -214,6 +214,9 @@ func (f *flow) describe(info *FlowInfo) {
 	}
 	if a := f.app; a != nil {
 		info.Path = "xdp"
+		if _, ok := f.lower.(appUnloader); ok {
+			return // its Stat has all
+		}
 		rx, tx := a.port.app.Counters(a.handle)
 		info.RxPackets += rx.Packets
 		info.RxBytes += rx.Bytes
