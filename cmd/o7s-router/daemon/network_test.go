@@ -193,7 +193,7 @@ func ping(t *testing.T, a, b *host, name string, n int) {
 		}
 		k, err := f.Read(buf)
 		if err != nil || string(buf[:k]) != msg {
-			t.Fatalf("%s: read %q, %v", name, buf[:max(k, 0)], err)
+			t.Fatalf("%s: packet %d: read %q, %v; flows %+v and %+v", name, i, buf[:max(k, 0)], err, a.flows(), b.flows())
 		}
 	}
 	rtt := time.Since(begin) / time.Duration(n)
