@@ -106,8 +106,13 @@ func (m *IRM) attach(s *session, id uint32, e end, name string) (*grant, error) 
 		res.MTU = min(info.MTU, directMTU)
 	}
 	res.Ring = f.rings.region()
-	g := &grant{flow: f, fds: f.rings.fds(res.Side)}
+	g := &grant{flow: f, result: res, fds: f.rings.fds(res.Side)}
+	if f.pump != nil {
+		s.offload(f, g)
+		go f.pump.run()
+	}
 
+	// From here on others see the flow: it must be complete.
 	m.mu.Lock()
 	err = errLeft
 	if !s.gone {
@@ -121,17 +126,10 @@ func (m *IRM) attach(s *session, id uint32, e end, name string) (*grant, error) 
 		s.flows[id] = f
 	}
 	m.mu.Unlock()
-	if f.pump != nil {
-		go f.pump.run()
-	}
 	if err != nil {
 		f.rings.release()
 		f.shut()
 		return nil, err
-	}
-	g.result = res
-	if f.pump != nil {
-		s.offload(f, g)
 	}
 	return g, nil
 }
