@@ -67,38 +67,44 @@ func addLink(l *Link, nsA, nsB string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	for e, ns := range []string{nsA, nsB} {
-		if err := setUp(l, e, ns); err != nil {
-			return fmt.Errorf("%s: %w", what, err)
+	// Both ends have their features before one is up: what the kernel knows of
+	// a veth's ability to take redirected frames is as its peer was then.
+	for _, step := range []func(*Link, int, string) error{setFeatures, setUp} {
+		for e, ns := range []string{nsA, nsB} {
+			if err := step(l, e, ns); err != nil {
+				return fmt.Errorf("%s: device %s: %w", what, l.Devices[e], err)
+			}
 		}
 	}
 	return nil
 }
 
+func setFeatures(l *Link, end int, ns string) error {
+	if l.GRO == nil && l.TxChecksum == nil {
+		return nil
+	}
+	dev := l.Devices[end]
+	return inNetns(ns, func() error {
+		if l.TxChecksum != nil {
+			if err := setFeature(dev, unix.ETHTOOL_STXCSUM, *l.TxChecksum); err != nil {
+				return fmt.Errorf("transmit checksum offload: %w", err)
+			}
+		}
+		if l.GRO != nil {
+			if err := setFeature(dev, unix.ETHTOOL_SGRO, *l.GRO); err != nil {
+				return fmt.Errorf("GRO: %w", err)
+			}
+		}
+		return nil
+	})
+}
+
 func setUp(l *Link, end int, ns string) error {
 	dev := l.Devices[end]
-	if l.GRO != nil || l.TxChecksum != nil {
-		err := inNetns(ns, func() error {
-			if l.TxChecksum != nil {
-				if err := setFeature(dev, unix.ETHTOOL_STXCSUM, *l.TxChecksum); err != nil {
-					return fmt.Errorf("transmit checksum offload: %w", err)
-				}
-			}
-			if l.GRO != nil {
-				if err := setFeature(dev, unix.ETHTOOL_SGRO, *l.GRO); err != nil {
-					return fmt.Errorf("GRO: %w", err)
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			return fmt.Errorf("device %s: %w", dev, err)
-		}
-	}
 	return at(ns, func(h *netlink.Handle) error {
 		link, err := h.LinkByName(dev)
 		if err != nil {
-			return fmt.Errorf("device %s: %w", dev, err)
+			return err
 		}
 		if len(l.Addresses) == 2 {
 			a, err := netlink.ParseAddr(l.Addresses[end])
@@ -106,11 +112,11 @@ func setUp(l *Link, end int, ns string) error {
 				return err
 			}
 			if err := h.AddrAdd(link, a); err != nil {
-				return fmt.Errorf("address %s on %s: %w", l.Addresses[end], dev, err)
+				return fmt.Errorf("address %s: %w", l.Addresses[end], err)
 			}
 		}
 		if err := h.LinkSetUp(link); err != nil {
-			return fmt.Errorf("bring %s up: %w", dev, err)
+			return fmt.Errorf("bring up: %w", err)
 		}
 		return nil
 	})
