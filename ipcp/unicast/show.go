@@ -127,6 +127,30 @@ func (l *Layer) Directory() []ipcp.DirEntry {
 	return out
 }
 
+// DTStats gives the statistics of the data-transfer adjacencies.
+func (l *Layer) DTStats() []ipcp.DTStat {
+	var out []ipcp.DTStat
+	l.inLoop(func(time.Time) error {
+		for _, c := range l.conns {
+			if c.wire == nil {
+				continue
+			}
+			s := ipcp.DTStat{IPCP: l.name, Layer: l.cfg.LayerName, Address: c.peer}
+			for cube, n := range c.wire.Counters() {
+				s.Cubes = append(s.Cubes, ipcp.DTCube{
+					Cube: uint8(cube), Rcvd: ipcp.DTCount(n.Rcvd), Sent: ipcp.DTCount(n.Sent),
+					LocalRcvd: ipcp.DTCount(n.LocalRcvd), LocalSent: ipcp.DTCount(n.LocalSent),
+					TTL: ipcp.DTCount(n.TTL), Nhop: ipcp.DTCount(n.Nhop), Failed: ipcp.DTCount(n.Failed),
+				})
+			}
+			out = append(out, s)
+		}
+		return nil
+	})
+	sort.Slice(out, func(i, j int) bool { return out[i].Address < out[j].Address })
+	return out
+}
+
 // Counters counts what happened in user space; names ending in _dropped are
 // disjoint.
 func (l *Layer) Counters() iter.Seq2[string, uint64] {

@@ -78,6 +78,8 @@ type Layer struct {
 var (
 	_ ipcp.Member    = (*Layer)(nil)
 	_ ipcp.Inspector = (*Layer)(nil)
+	_ ipcp.Counter   = (*Layer)(nil)
+	_ ipcp.DTCounter = (*Layer)(nil)
 )
 
 // New returns an IPC process that is not a member of a layer yet.
