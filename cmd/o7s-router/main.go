@@ -7,8 +7,12 @@ import (
 	"os"
 
 	"github.com/o7s/o7s-router/cmd/o7s-router/cli"
+	"github.com/o7s/o7s-router/cmd/o7s-router/tools/oping"
 )
 
 func main() {
-	os.Exit(cli.App{}.Main(os.Args))
+	tools := map[string]func([]string) int{
+		"oping": func(args []string) int { return oping.Main(args, os.Stdout, os.Stderr) },
+	}
+	os.Exit(cli.App{Tools: tools}.Main(os.Args))
 }

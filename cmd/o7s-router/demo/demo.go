@@ -68,11 +68,20 @@ func Run(ctx context.Context, file string, opt lab.Options, out io.Writer) (err 
 	}
 	fmt.Fprintf(out, "Up after %.2f s: enrolled, adjacencies made, routes computed.\n", time.Since(start).Seconds())
 
+	// A destination's name must be known where it is used (spec 00 §6).
+	cl, err := l.Client(ctx, h1)
+	if err != nil {
+		return err
+	}
+	if _, err := cl.Call(ctx, ipc.OpNameCreate, ipc.NameArgs{Name: name}, nil); err != nil {
+		return fmt.Errorf("create name %q on %s: %w", name, h1, err)
+	}
 	before, err := transit(ctx, l, h2)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "\n%s$ oping -n %s -c %d -i %s\n", h1, name, pings, interval)
+	fmt.Fprintf(out, "\n%s$ irm name create %s\n", h1, name)
+	fmt.Fprintf(out, "%s$ oping -n %s -c %d -i %s\n", h1, name, pings, interval)
 	var said bytes.Buffer
 	err = l.Exec(ctx, h1, lab.Streams{Out: io.MultiWriter(out, &said), Err: os.Stderr}, "oping", "-n", name, "-c", fmt.Sprint(pings), "-i", interval)
 	if err != nil {
