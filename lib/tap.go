@@ -323,6 +323,7 @@ func (p *tapPath) pump() {
 				if !p.push(f) {
 					p.tap.put(f)
 				}
+				p.interrupt() // a reader that leads waits for the device, not for this
 			}
 			p.end.Skip()
 			p.end.Release()
