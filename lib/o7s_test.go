@@ -730,8 +730,16 @@ func TestApp(t *testing.T) {
 	if _, err := flows[2].Read(p); !errors.Is(err, o7serr.EAGAIN) {
 		t.Errorf("nothing there: %v", err)
 	}
+	ends[2].conn.Event(ipc.FlowEvent{Flow: ends[2].flow, Type: "up"})
+	<-flows[2].Events() // an event wakes a reader, also one that does not block
 	for i := range 100 {
 		tap.Write(network(ends[2].handle, 40, fmt.Sprint(i)))
+	}
+	// Keep-alives are noticed behind packets that nobody reads.
+	before, _, _ := flows[2].path.Progress()
+	tap.Write(network(ends[2].handle, 40, ""))
+	if after, _, _ := flows[2].path.Progress(); after != before+1 {
+		t.Errorf("%d packets noticed, want %d", after, before+1)
 	}
 	for i := range 100 {
 		if n, err := flows[2].Read(p); err != nil || string(p[:n]) != fmt.Sprint(i) {

@@ -277,7 +277,8 @@ type tapPath struct {
 	dl      [2]time.Time  // deadlines, by ring.Dir
 	timer   *time.Timer
 	spin    ring.Spinner
-	ready   func() bool
+	some    func() bool // there is a packet
+	ready   func() bool // or another reason to end a wait
 	soon    func() bool
 	leadFn  func(uintptr) bool
 
@@ -295,8 +296,9 @@ func newTapPath(t *tap, end *ring.End, handle uint32, headroom int) *tapPath {
 	p.timer.Stop()
 	p.out = make([]byte, p.headroom, frameSize)
 	binary.LittleEndian.PutUint32(p.out, handle)
+	p.some = func() bool { return p.n.Load() > 0 }
 	p.ready = func() bool {
-		return p.n.Load() > 0 || p.kicked.Load() || p.shut.Load() || p.end.Peer()&ring.Closed != 0
+		return p.some() || p.kicked.Load() || p.shut.Load() || p.end.Peer()&ring.Closed != 0
 	}
 	p.soon = func() bool { return p.ready() || p.look() }
 	p.leadFn = func(uintptr) bool { return p.tap.drain(p.ready) }
@@ -381,14 +383,13 @@ func (p *tapPath) interrupt() {
 	}
 }
 
-// look reads the device if nobody else does.
+// look reads the device, if nobody else does, until there is a packet for p.
 func (p *tapPath) look() bool {
-	if !p.tap.lead(p, false) {
-		return p.ready()
+	if p.tap.lead(p, false) {
+		p.tap.drain(p.some)
+		p.tap.leave()
 	}
-	stopped := p.tap.drain(p.ready)
-	p.tap.leave()
-	return stopped
+	return p.some()
 }
 
 func (p *tapPath) Next() ([]byte, error) {
@@ -568,9 +569,14 @@ func (p *tapPath) Peer() ring.State      { return p.end.Peer() }
 func (p *tapPath) Own() ring.State       { return p.end.Own() }
 func (p *tapPath) SetState(s ring.State) { p.end.SetState(s) }
 
-// Progress also takes in what the device has: its program may not be reading.
+// Progress takes in what the device has, as far as the queues allow: the
+// program may not be reading, and keep-alives are among it.
 func (p *tapPath) Progress() (received, sent uint64, full bool) {
-	p.look()
+	if p.tap.lead(p, false) {
+		frames := 0
+		p.tap.drain(func() bool { frames++; return frames > tapQueue })
+		p.tap.leave()
+	}
 	return p.received.Load(), p.sent.Load(), false
 }
 
