@@ -49,7 +49,9 @@ func ping(ctx context.Context, n network, o options, out *printer, stderr io.Wri
 		return 1
 	}
 	f.SetReadTimeout(c.patience())
-	out.line(fmt.Sprintf("Pinging %s with %d bytes of data (%d packets):\n", o.name, o.size, o.count))
+	if !o.quiet {
+		out.line(fmt.Sprintf("Pinging %s with %d bytes of data (%d packets):\n", o.name, o.size, o.count))
+	}
 
 	start := time.Now()
 	stop := context.AfterFunc(ctx, func() { f.Close() }) // ends reads and writes
