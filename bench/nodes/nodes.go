@@ -275,7 +275,7 @@ func (c Config) allocation(ctx context.Context, names []string) ([]row.Row, func
 		return fail(err)
 	}
 	down.add(d)
-	if err := run(ctx, l, "h1", &worker.Allocs{}, "alloc", echoName); err != nil {
+	if err := run(ctx, l, "h1", nil, "once", "-to", echoName); err != nil {
 		return fail(err)
 	}
 	quantile := func(ctx context.Context, q float64, args ...string) (float64, error) {

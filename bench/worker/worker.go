@@ -124,14 +124,25 @@ func output(v any, err error) error {
 	return json.NewEncoder(os.Stdout).Encode(v)
 }
 
-// dial is for unreliable, message-preserving connections of either kind.
+// dial is for unreliable, message-preserving connections of either kind. A name
+// that nobody can reach yet, in a network that has just come up, is tried again.
 func dial(ctx context.Context, network, to string) (net.Conn, error) {
 	if network == "udp" {
 		return net.Dial("udp", to)
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	return o7s.Alloc(ctx, to, nil)
+	for {
+		f, err := o7s.Alloc(ctx, to, nil)
+		if err == nil {
+			return f, nil
+		}
+		select {
+		case <-time.After(2 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
 }
 
 // echo serves flows until the context ends.
