@@ -63,6 +63,9 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	ok, err := o.run(ctx)
+	if ctx.Err() != nil {
+		err = errors.New("interrupted")
+	}
 	if err != nil {
 		fail(err)
 	}
@@ -88,15 +91,14 @@ func reexec() int {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), inside+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Pdeathsig: syscall.SIGTERM}
-	// A terminal's Ctrl-C reaches the child as well; it cleans up and ends.
+	// The child cleans up and ends. A terminal's Ctrl-C reaches it twice, which
+	// does no harm.
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	fail(cmd.Start())
 	go func() {
 		for s := range signals {
-			if s != os.Interrupt {
-				_ = cmd.Process.Signal(s) // it may have ended
-			}
+			_ = cmd.Process.Signal(s) // it may have ended
 		}
 	}()
 	err = cmd.Wait()
@@ -151,7 +153,7 @@ func (o *options) run(ctx context.Context) (bool, error) {
 // compared are the rows that are there to be compared with.
 func compared(name string) bool {
 	switch name {
-	case "transit/base", "transit/bare", "transit/array-1M", "transit/kernel-ipv4", "asavie/rx", "asavie/tx", "rtt/udp-3node", "rtt/udp-3node-idle":
+	case "transit/base", "transit/bare", "transit/array-1M", "transit/kernel-ipv4", "progrun/empty", "asavie/rx", "asavie/tx", "rtt/udp-3node", "rtt/udp-3node-idle":
 		return true
 	}
 	return false

@@ -9,10 +9,12 @@ import (
 	"fmt"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 
 	"github.com/o7s/o7s-router/bench/live"
 	"github.com/o7s/o7s-router/bench/router"
 	"github.com/o7s/o7s-router/bench/row"
+	"github.com/o7s/o7s-router/bpf"
 )
 
 // repeat is how often a program runs in one measurement: under 100 ms.
@@ -21,11 +23,18 @@ const repeat = 1 << 20
 // headerWords of a frame are written before each run.
 const headerWords = 5
 
+// empty is what the facility takes to run a program that does nothing. It is
+// part of the other rows, and differs a lot between machines.
+const empty = "progrun/empty"
+
 var sizes = map[string]uint32{"progrun/1k": 1000, "progrun/1M": 1_000_000}
 
 // Group is the rows of this package.
 func Group() row.Group {
-	return row.Group{Name: "program run", Rounds: 15, Setup: setup, Rows: []string{"progrun/1k", "progrun/1M"}}
+	return row.Group{
+		Name: "program run", Rounds: 15, Setup: setup,
+		Rows: []string{empty, "progrun/1k", "progrun/1M"}, Always: []string{empty},
+	}
 }
 
 // Bars is what a run may cost, writing the headers included.
@@ -45,6 +54,18 @@ func setup(_ context.Context, names []string) ([]row.Row, func(), error) {
 		}
 	}
 	for i, n := range names {
+		if n == empty {
+			prog, err := nothing()
+			if err != nil {
+				down()
+				return nil, nil, err
+			}
+			downs = append(downs, func() { prog.Close() })
+			rows = append(rows, row.Row{Name: n, Unit: "ns", Measure: func(context.Context) (float64, error) {
+				return run(prog, make([]byte, live.FrameLen))
+			}})
+			continue
+		}
 		p, err := live.NewPath("r" + fmt.Sprint(i))
 		if err != nil {
 			down()
@@ -60,9 +81,21 @@ func setup(_ context.Context, names []string) ([]row.Row, func(), error) {
 		frame := router.Frame(live.MAC(p.In))
 		rows = append(rows, row.Row{Name: n, Unit: "ns", Measure: func(context.Context) (float64, error) {
 			return measure(r, prog, frame[:])
-		}})
+		}, RatioTo: empty})
 	}
 	return rows, down, nil
+}
+
+// nothing is a program that drops the packet.
+func nothing() (*ebpf.Program, error) {
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "nothing", Type: ebpf.XDP, License: "BSD",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, int32(bpf.XDPDrop)), asm.Return()},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load empty program: %w", err)
+	}
+	return p, nil
 }
 
 func prepare(p *live.Path, n uint32) (*router.Router, *ebpf.Program, error) {
@@ -95,20 +128,28 @@ func prepare(p *live.Path, n uint32) (*router.Router, *ebpf.Program, error) {
 
 // measure runs the program and checks that every packet was forwarded.
 func measure(r *router.Router, prog *ebpf.Program, frame []byte) (float64, error) {
-	done, err := live.Pin(0)
+	forwarded, other := r.Verdicts()
+	ns, err := run(prog, frame)
 	if err != nil {
 		return 0, err
-	}
-	defer done()
-	forwarded, other := r.Verdicts()
-	_, d, err := prog.Benchmark(frame, repeat, nil)
-	if err != nil {
-		return 0, fmt.Errorf("program run: %w", err)
 	}
 	f, o := r.Verdicts()
 	if f-forwarded < repeat || o != other {
 		return 0, fmt.Errorf("%d of %d packets forwarded, %d met another end", f-forwarded, repeat, o-other)
 	}
-	// The kernel reports whole nanoseconds per run.
+	return ns, nil
+}
+
+// run returns the cost of one run; the kernel reports whole nanoseconds.
+func run(prog *ebpf.Program, frame []byte) (float64, error) {
+	done, err := live.Pin(0)
+	if err != nil {
+		return 0, err
+	}
+	defer done()
+	_, d, err := prog.Benchmark(frame, repeat, nil)
+	if err != nil {
+		return 0, fmt.Errorf("program run: %w", err)
+	}
 	return float64(d.Nanoseconds()), nil
 }
