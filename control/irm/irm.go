@@ -6,10 +6,12 @@
 package irm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -143,8 +145,10 @@ func (m *IRM) Close() error {
 		s.kill()
 	}
 	var errs []error
-	// Layers above first: they release their flows over those below.
+	// Layers above first, which are the younger ones: they release their flows
+	// over those below.
 	list := m.processes()
+	slices.SortFunc(list, func(a, b *process) int { return cmp.Compare(b.id, a.id) })
 	for _, p := range list {
 		if _, ok := m.layerOf(p).(ipcp.Member); ok {
 			errs = append(errs, m.DestroyIPCP(p.name))

@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -325,19 +326,26 @@ func (l *Layer) conflict(now time.Time, seen string) {
 	}
 }
 
-// leave withdraws our adjacencies while there are flows to say so on, then
-// releases them and the flows that they carry.
+// leave says goodbye while there are routes and flows to say so on: the peers of
+// our flows are told, our adjacencies withdrawn, and both released.
 func (l *Layer) leave(now time.Time) {
+	for _, e := range slices.Collect(l.fa.Flows()) {
+		if f := flowOf(e); f != nil {
+			f.kill()
+		}
+		l.fa.Close(now, e.EID())
+	}
+	packets, _ := l.fa.Drain()
+	for _, p := range packets {
+		if p.Dst != l.addr.Load() {
+			l.dt.sendComponent(p.Dst, wire.FlowAllocatorEID, p.Payload)
+		}
+	}
 	l.ls.Leave(now)
 	l.ls.Tick(now)
 	l.sendRouting()
 	for _, c := range l.conns {
 		l.remove(now, c)
-	}
-	for e := range l.fa.Flows() {
-		if f := flowOf(e); f != nil {
-			f.kill()
-		}
 	}
 }
 
