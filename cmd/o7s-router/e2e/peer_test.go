@@ -21,7 +21,7 @@ const peerName = "e2e-peer"
 
 // peerMain is that program:
 //
-//	e2e-peer echo        accepts flows and echoes
+//	e2e-peer echo [TAG]  accepts flows and echoes, with the tag in front
 //	e2e-peer hold NAME   allocates a flow, sends a message, and reads until an error
 //
 // It prints a line for every step.
@@ -29,6 +29,7 @@ func peerMain(args []string) int {
 	ctx := context.Background()
 	switch args[0] {
 	case "echo":
+		tag := strings.Join(args[1:], " ")
 		fmt.Println("ready")
 		for {
 			f, err := o7s.Accept(ctx)
@@ -44,7 +45,7 @@ func peerMain(args []string) int {
 					if err != nil {
 						return
 					}
-					_, _ = f.Write(buf[:n])
+					_, _ = f.Write(append([]byte(tag), buf[:n]...))
 				}
 			}()
 		}
