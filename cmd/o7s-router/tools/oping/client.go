@@ -229,6 +229,10 @@ func (c *client) statistics(took time.Duration) {
 		sent, c.received, c.disorder, loss, float64(took.Nanoseconds())/1e6))
 	if c.received > 0 {
 		mdev := math.Sqrt(c.m2 / float64(c.received-1)) // of one sample: NaN
-		c.out.line(fmt.Sprintf("rtt min/avg/max/mdev = %.3f/%.3f/%.3f/%.3f ms", c.min, c.mean, c.max, mdev))
+		unit, scale := "ms", 1.0
+		if c.mean < 0.1 { // as for the single replies
+			unit, scale = "µs", 1000
+		}
+		c.out.line(fmt.Sprintf("rtt min/avg/max/mdev = %.3f/%.3f/%.3f/%.3f %s", c.min*scale, c.mean*scale, c.max*scale, mdev*scale, unit))
 	}
 }

@@ -186,7 +186,7 @@ func TestClientOutput(t *testing.T) {
 		far  func(*pipe)
 		want []string
 	}{
-		{"-n x -c 1 -s 1500", answer(1, 20*time.Microsecond), []string{"Pinging x with 1500 bytes of data (1 packets):\n\n1500 bytes from x: seq=0 time=20.000 µs\n", "= 0.020/0.020/0.020/NaN ms\n"}},
+		{"-n x -c 1 -s 1500", answer(1, 20*time.Microsecond), []string{"Pinging x with 1500 bytes of data (1 packets):\n\n1500 bytes from x: seq=0 time=20.000 µs\n", "= 20.000/20.000/20.000/NaN µs\n"}},
 		{"-n x -c 10 -i 10ms -Q", answer(9, 0), []string{"Server timed out.\n\n--- x ping", "10 packets transmitted, 9 received, 0 out-of-order, 10% packet loss, time: 2080.000 ms\n"}},
 		{"-n x -c 30 -i 100ms", answer(14, 0), []string{"30 packets transmitted, 14 received, 0 out-of-order, 54% packet loss"}},
 		{"-n x -c 2 -i 3500ms", answer(0, 0), []string{"Server timed out.\n\n--- x ping statistics ---\n2 packets transmitted, 0 received, 0 out-of-order, 100% packet loss, time: 5000.000 ms\n"}},
