@@ -80,8 +80,13 @@ func resident(l *lab.Lab, host string) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
+	return sumResident(b)
+}
+
+// sumResident adds up the resident pages of /proc/PID/smaps, in MiB.
+func sumResident(smaps []byte) (float64, error) {
 	kib, skip := 0, false
-	s := bufio.NewScanner(bytes.NewReader(b))
+	s := bufio.NewScanner(bytes.NewReader(smaps))
 	for s.Scan() {
 		f := strings.Fields(s.Text())
 		if len(f) >= 5 && !strings.HasSuffix(f[0], ":") { // a mapping starts
