@@ -41,17 +41,23 @@ type App struct {
 	punt atomic.Pointer[func(handle uint32, payload *packet.Buf)]
 
 	handles map[uint32]*appFlow // guarded by plane.mu
+	rooms   sync.Map            // head room (int) by handle, for who holds no lock
 }
 
 type appFlow struct {
 	slot  uint32
 	room  int
 	clear func() // makes the local endpoint unknown
+	layer *Layer // that routes it; nil: an Ethernet flow
 }
 
 // tapMTU lets every frame pass that native XDP takes: one page less the room
 // XDP and the kernel keep for themselves.
 const tapMTU = 3498
+
+// MaxAppFrame is the longest frame, head room included, that passes an
+// application port in either direction, bytes.
+const MaxAppFrame = tapMTU + 14
 
 // NewApp makes an application port. name labels it in Snapshot; the device has
 // a name of its own. It fails when the kernel data path is not in use.
@@ -59,24 +65,53 @@ func (p *Plane) NewApp(name string) (*App, error) {
 	if p.kernel == nil {
 		return nil, fmt.Errorf("application port: kernel data path: %s", p.why)
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed {
-		return nil, ErrClosed
-	}
-	slot, err := p.alloc(p.portSlots, "ports")
+	slot, err := p.portSlot()
 	if err != nil {
 		return nil, err
 	}
+	// Not under the lock: the kernel takes tens of milliseconds for a device.
 	a := &App{plane: p, handles: map[uint32]*appFlow{}}
-	if err := a.open(slot); err != nil {
-		a.discard()
-		p.portSlots.Free(slot)
+	err = a.open(slot)
+	if err == nil {
+		a.port.name = "app:" + name + "/" + a.port.name
+		p.mu.Lock()
+		if p.closed {
+			err = ErrClosed
+		} else {
+			p.ports[a.port.name] = a.port
+		}
+		p.mu.Unlock()
+	}
+	if err != nil {
+		a.undo(slot)
 		return nil, fmt.Errorf("application port: %w", err)
 	}
-	a.port.name = "app:" + name + "/" + a.port.name
-	p.ports[a.port.name] = a.port
 	return a, nil
+}
+
+// portSlot takes the slot of a port that is about to be opened.
+func (p *Plane) portSlot() (uint32, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return 0, ErrClosed
+	}
+	return p.alloc(p.portSlots, "ports")
+}
+
+// undo releases what open made of a port that nobody has seen.
+func (a *App) undo(slot uint32) {
+	p := a.plane
+	if a.port != nil {
+		atomic.StoreUint32(&p.t.Ports[slot].Flags, 0)
+		_ = p.kernel.setDevice(slot, 0)
+		_ = a.port.dev.Close()
+	}
+	a.discard() // the device goes with its last descriptor
+	a.done.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.retire(func() { p.portSlots.Free(slot) })
 }
 
 // tap is the device of an application port.
@@ -183,11 +218,8 @@ func (a *App) receivePunts() {
 			continue
 		}
 		handle := binary.LittleEndian.Uint32(frame)
-		a.plane.mu.Lock()
-		flow := a.handles[handle]
-		a.plane.mu.Unlock()
-		if flow != nil && n >= flow.room {
-			(*f)(handle, packet.From(frame[flow.room:n]))
+		if room, ok := a.rooms.Load(handle); ok && n >= room.(int) {
+			(*f)(handle, packet.From(frame[room.(int):n]))
 		}
 	}
 }
@@ -225,6 +257,7 @@ func (a *App) add(rec tables.App, flow *appFlow) (uint32, error) {
 	atomic.StoreUint32(&p.t.Apps[slot].Handle, handle)
 	flow.slot = slot
 	a.handles[handle] = flow
+	a.rooms.Store(handle, flow.room)
 	return handle, nil
 }
 
@@ -257,6 +290,7 @@ func (a *App) AddDTFlow(l *Layer, localEID, remoteAddr, remoteEID uint64, ttl ui
 	flow := &appFlow{
 		room:  headerRoom + l.size + 11,
 		clear: func() { p.t.RemoveFlow(l.slot, localEID) },
+		layer: l,
 	}
 	handle, err = a.add(tables.App{
 		Kind: tables.AppDT, Ttl: ttl, AddrSize: uint8(l.size),
@@ -265,6 +299,7 @@ func (a *App) AddDTFlow(l *Layer, localEID, remoteAddr, remoteEID uint64, ttl ui
 	if err != nil {
 		return 0, 0, err
 	}
+	l.apps[handle] = a
 	if !p.t.AddFlow(l.slot, localEID, flow.slot) {
 		flow.clear = func() {}
 		a.remove(handle)
@@ -287,6 +322,10 @@ func (a *App) remove(handle uint32) {
 		return
 	}
 	delete(a.handles, handle)
+	a.rooms.Delete(handle)
+	if flow.layer != nil {
+		delete(flow.layer.apps, handle)
+	}
 	flow.clear()
 	p := a.plane
 	atomic.StoreUint32(&p.t.Apps[flow.slot].Handle, 0)

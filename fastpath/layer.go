@@ -35,6 +35,7 @@ type Layer struct {
 	routes map[uint64]uint32 // 8-byte addresses: next hop
 	hops   map[hopKey]*hop   // next hops that the table may name
 	stale  []*hop            // ... whose wires were switched into those of another
+	apps   map[uint32]*App   // flows of programs, by handle
 	closed bool
 
 	length atomic.Int64
@@ -68,7 +69,7 @@ func (p *Plane) NewLayer(name string, addr uint64, addrSize int) (*Layer, error)
 	if err != nil {
 		return nil, err
 	}
-	l := &Layer{plane: p, name: name, slot: slot, size: addrSize, hops: map[hopKey]*hop{}, routes: map[uint64]uint32{}}
+	l := &Layer{plane: p, name: name, slot: slot, size: addrSize, hops: map[hopKey]*hop{}, routes: map[uint64]uint32{}, apps: map[uint32]*App{}}
 	ref, ok := p.allocRegion(fib.BucketsFor(0))
 	if !ok {
 		p.layerSlot.Free(slot)
@@ -501,7 +502,9 @@ func (l *Layer) Switch(old, next *Wire) error {
 	return nil
 }
 
-// Close removes the layer. Endpoints that lead to it must be gone.
+// Close removes the layer, and its flows from the programs that have them: what
+// they still send must not take the routes of the layer that gets the slot next.
+// Endpoints that lead to it must be gone.
 func (l *Layer) Close() error {
 	p := l.plane
 	p.mu.Lock()
@@ -510,6 +513,9 @@ func (l *Layer) Close() error {
 		return nil
 	}
 	l.closed = true
+	for h, a := range l.apps {
+		a.remove(h)
+	}
 	for dst := range l.routes {
 		p.delete8(l.slot, dst)
 	}

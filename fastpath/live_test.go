@@ -356,6 +356,25 @@ func TestAppPort(t *testing.T) {
 		}
 		time.Sleep(time.Millisecond)
 	}
+
+	// With the layer go its flows: a program must not send into the next layer
+	// that gets the slot.
+	handle, _, err = app.AddDTFlow(x.layer, 64, 7, 1<<40, 60)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.wire.SetPunt(false, "")
+	x.layer.Close()
+	before = x.sunk(t)
+	send(handle, 100)
+	if n := x.sunk(t) - before; n != 0 {
+		t.Errorf("%d packets of a flow whose layer is gone", n)
+	}
+	for _, s := range x.p.Snapshot() {
+		if s.Slot == app.Slot() && s.Verdicts[bpf.DropAppHandle] != 2 {
+			t.Errorf("verdicts %v", s.Verdicts)
+		}
+	}
 	if err := app.Close(); err != nil {
 		t.Error(err)
 	}

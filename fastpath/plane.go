@@ -90,6 +90,11 @@ type Plane struct {
 	waiting   []func()       // ... whose grace period runs
 	reclaimer *time.Timer    // of the background reclaim, nil: none
 	reclaims  sync.WaitGroup // running reclaims
+
+	// opening has one device at a time opened or closed, so that of one device
+	// nobody finds half of it. It comes before mu, which is not held meanwhile:
+	// the kernel takes tens of milliseconds, and flows and routes do not wait.
+	opening sync.Mutex
 }
 
 // New creates a data plane. When BPF cannot be used it works without; only a

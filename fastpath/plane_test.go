@@ -15,6 +15,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/o7s/o7s-router/bpf"
+	"github.com/o7s/o7s-router/fastpath/port"
 	"github.com/o7s/o7s-router/lib/packet"
 )
 
@@ -83,6 +84,43 @@ func TestPortIsShared(t *testing.T) {
 	}
 	if _, err := a.Claim(0xa005, nil); !errors.Is(err, ErrClosed) {
 		t.Errorf("claim on a closed port: %v", err)
+	}
+}
+
+// Opening a device takes the kernel long; routes and flows do not wait for it.
+func TestOpeningBlocksNobody(t *testing.T) {
+	f := fakes{}
+	begun, finish := make(chan struct{}), make(chan struct{})
+	p := must[*Plane](t)(newPlane(Options{MaxRoutes: 100, DisableXDP: true}, func(c port.Config) (device, error) {
+		close(begun)
+		c.Redirect(true) // a device may call back before it is open
+		<-finish
+		return f.open(c)
+	}))
+	defer p.Close()
+	layer := must[*Layer](t)(p.NewLayer("l", 1, 4))
+	opened := make(chan error, 2)
+	for range 2 { // the second finds what the first one opened
+		go func() {
+			_, err := p.OpenPort("eth0")
+			opened <- err
+		}()
+	}
+	<-begun
+	if err := layer.Replace(nil); err != nil {
+		t.Error(err)
+	}
+	if len(p.Snapshot()) != 0 {
+		t.Error("a port that is not open is shown")
+	}
+	close(finish)
+	for range 2 {
+		if err := <-opened; err != nil {
+			t.Error(err)
+		}
+	}
+	if len(f) != 1 || len(p.Snapshot()) != 1 {
+		t.Errorf("%d devices, %d ports", len(f), len(p.Snapshot()))
 	}
 }
 

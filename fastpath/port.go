@@ -48,19 +48,31 @@ type Port struct {
 // OpenPort attaches the data plane to a network device, or finds it attached:
 // a port is shared and goes when everybody who opened it closed it.
 func (p *Plane) OpenPort(ifname string) (*Port, error) {
+	p.opening.Lock()
+	defer p.opening.Unlock()
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed {
-		return nil, ErrClosed
-	}
-	if o := p.ports[ifname]; o != nil {
+	if o := p.ports[ifname]; o != nil && !p.closed {
 		o.refs++
+		p.mu.Unlock()
 		return o, nil
 	}
-	slot, err := p.alloc(p.portSlots, "ports")
+	p.mu.Unlock()
+	slot, err := p.portSlot()
 	if err != nil {
 		return nil, err
 	}
+	o, err := p.attach(ifname, slot)
+	if err != nil {
+		p.mu.Lock()
+		p.portSlots.Free(slot) // nothing referred to it yet
+		p.mu.Unlock()
+		return nil, err
+	}
+	return o, nil
+}
+
+// attach opens a device as the port in slot. opening is held.
+func (p *Plane) attach(ifname string, slot uint32) (*Port, error) {
 	o := p.newPort(ifname, slot)
 	c := port.Config{
 		Ifname: ifname, Rx: o.receive, State: o.setUp, Log: p.log, MaxQueues: tables.QueuesPerPort,
@@ -72,7 +84,6 @@ func (p *Plane) OpenPort(ifname string) (*Port, error) {
 	}
 	if k := p.kernel; k != nil {
 		if err := zero[bpf.RouterVerdictCount](k.maps[bpf.RouterMapVerdicts], slot); err != nil {
-			p.portSlots.Free(slot)
 			return nil, fmt.Errorf("clear counters of %s: %w", ifname, err)
 		}
 		c.Program = func() (*ebpf.Program, error) { return k.program(progRouter, slot, nil) }
@@ -80,14 +91,19 @@ func (p *Plane) OpenPort(ifname string) (*Port, error) {
 	}
 	dev, err := p.open(c)
 	if err != nil {
-		p.portSlots.Free(slot)
 		return nil, fmt.Errorf("open port %s: %w", ifname, err)
+	}
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return nil, errors.Join(ErrClosed, dev.Close())
 	}
 	mac := dev.MAC()
 	atomic.StoreUint64(&p.t.Ports[slot].Mac, tables.MAC(mac[:]))
 	p.ports[ifname] = o
 	o.dev = dev
 	o.setTarget()
+	p.mu.Unlock()
 	o.stateMu.Lock()
 	o.up = dev.Up() // nobody watches; a change after this waits for the lock
 	o.stateMu.Unlock()
@@ -222,6 +238,8 @@ func (p *Port) setUp(up bool) {
 
 // Close gives the port back.
 func (p *Port) Close() error {
+	p.plane.opening.Lock() // whoever opens the device next finds it released
+	defer p.plane.opening.Unlock()
 	p.plane.mu.Lock()
 	p.refs--
 	last := p.refs == 0
