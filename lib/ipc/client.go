@@ -52,6 +52,7 @@ type call struct {
 	handle func(Reply, []int) error
 	ready  chan struct{}
 	err    error
+	parts  []byte // of a long result; the reader's
 
 	mu   sync.Mutex // makes handing over the reply and giving up exclude each other
 	left bool       // the caller gave up
@@ -262,11 +263,21 @@ func (c *Client) read() {
 func (c *Client) reply(r Reply, fds []int) {
 	c.mu.Lock()
 	cl := c.calls[r.ID]
-	delete(c.calls, r.ID)
+	if !r.More {
+		delete(c.calls, r.ID)
+	}
 	c.mu.Unlock()
 	if cl == nil { // to what forget sent
 		CloseFDs(fds)
 		return
+	}
+	if len(r.Part) > 0 {
+		cl.parts = append(cl.parts, r.Part...)
+		if r.More {
+			CloseFDs(fds)
+			return
+		}
+		r.Result = cl.parts
 	}
 	err := o7serr.FromCode(r.Code, r.Error)
 	cl.mu.Lock()

@@ -298,6 +298,9 @@ func (c *Conn) Reply(id uint64, result any, err error, fds ...int) error {
 		if merr != nil {
 			return c.Reply(id, nil, merr)
 		}
+		if len(b) > partSize {
+			return c.replyParts(id, b, fds)
+		}
 		r.Result = b
 	}
 	serr := c.Send(&r, fds...)
@@ -305,6 +308,17 @@ func (c *Conn) Reply(id uint64, result any, err error, fds ...int) error {
 		return c.Reply(id, nil, serr)
 	}
 	return serr
+}
+
+// replyParts sends a long result; the descriptors come with the last part.
+func (c *Conn) replyParts(id uint64, result []byte, fds []int) error {
+	for len(result) > partSize {
+		if err := c.Send(&Reply{ID: id, Part: result[:partSize], More: true}); err != nil {
+			return err
+		}
+		result = result[partSize:]
+	}
+	return c.Send(&Reply{ID: id, Part: result}, fds...)
 }
 
 // Event tells the peer what happened to a flow. It never blocks.

@@ -123,6 +123,46 @@ func TestCall(t *testing.T) {
 	}
 }
 
+// Results longer than a message arrive whole, also side by side and with
+// descriptors, and one that nobody waits for any more disturbs nobody.
+func TestLongResults(t *testing.T) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	dir := daemon(t, func(c *Conn) {
+		defer wg.Wait()
+		for {
+			r, err := c.RecvRequest()
+			if err != nil {
+				return
+			}
+			var a DeallocArgs
+			json.Unmarshal(r.Args, &a)
+			wg.Go(func() { c.Reply(r.ID, strings.Repeat(string(rune('a'+a.Flow%26)), int(a.Flow)), nil, 0) })
+		}
+	})
+	c := client(t, Dialer{RunDir: dir})
+	var calls sync.WaitGroup
+	for _, n := range []uint32{0, 1, partSize - 2, partSize - 1, partSize, MaxMessage, 3 * MaxMessage, 20<<20 + 3} {
+		calls.Go(func() {
+			var got string
+			fds, err := c.Call(t.Context(), OpShow, DeallocArgs{Flow: n}, &got)
+			if err != nil || len(got) != int(n) || strings.Trim(got, string(rune('a'+n%26))) != "" || len(fds) != 1 {
+				t.Errorf("%d bytes: got %d, %v, %v", n, len(got), fds, err)
+			}
+			CloseFDs(fds)
+		})
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	calls.Go(func() {
+		_, err := c.Call(ctx, OpShow, DeallocArgs{Flow: 20 << 20}, nil)
+		if err != nil && !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	})
+	cancel()
+	calls.Wait()
+}
+
 func TestConcurrentCallsAndOrder(t *testing.T) {
 	dir := daemon(t, func(c *Conn) {
 		var held []Request

@@ -14,8 +14,12 @@ import (
 )
 
 // MaxMessage is the largest message in bytes; a longer one is an error for
-// that client alone.
+// that client alone. Replies with longer results come in parts.
 const MaxMessage = 1 << 17
+
+// partSize is how much of a long result one message carries: it grows by a
+// third in JSON.
+const partSize = MaxMessage / 2
 
 // SocketName is the name of the daemon's socket in its run directory.
 const SocketName = "irm.sock"
@@ -30,12 +34,16 @@ type Request struct {
 	Args json.RawMessage `json:"args,omitempty"`
 }
 
-// Reply answers the request with the same ID. Code is 0 or a negative O7s error number.
+// Reply answers the request with the same ID. Code is 0 or a negative O7s error
+// number. A result that is too long for one message (`show routes` of a large
+// layer) comes as the Parts of several replies, all but the last with More.
 type Reply struct {
 	ID     uint64          `json:"id"`
 	Code   int32           `json:"code,omitempty"`
 	Error  string          `json:"error,omitempty"`
 	Result json.RawMessage `json:"result,omitempty"`
+	Part   []byte          `json:"part,omitempty"`
+	More   bool            `json:"more,omitempty"`
 	Event  *FlowEvent      `json:"event,omitempty"` // with ID 0
 }
 
