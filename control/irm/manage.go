@@ -144,26 +144,35 @@ func (m *IRM) createIPCP(name string, t ipcp.Type) (*process, error) {
 }
 
 // findOrCreate returns the IPC process called name, which is created when it
-// does not exist and typ is given. When it exists, its type must be typ.
-func (m *IRM) findOrCreate(name, typ string) (*process, error) {
-	p, err := m.find(name)
+// does not exist and typ is given. When it exists, its type must be typ. undo
+// forgets a process that was created.
+func (m *IRM) findOrCreate(name, typ string) (p *process, undo func(), err error) {
+	undo = func() {}
+	p, err = m.find(name)
 	if typ == "" {
 		if err != nil {
-			return nil, fmt.Errorf("%w; give its type to create it", err)
+			return nil, undo, fmt.Errorf("%w; give its type to create it", err)
 		}
-		return p, nil
+		return p, undo, nil
 	}
 	t, terr := ParseType(typ)
 	if terr != nil {
-		return nil, terr
+		return nil, undo, terr
 	}
 	if err != nil {
-		return m.createIPCP(name, t)
+		if p, err = m.createIPCP(name, t); err != nil {
+			return nil, undo, err
+		}
+		return p, func() {
+			if now, err := m.find(name); err == nil && now == p {
+				_ = m.DestroyIPCP(name)
+			}
+		}, nil
 	}
 	if have := m.layerOf(p).Type(); have != t {
-		return nil, fail(o7serr.EIPCPTYPE, "ipcp %q is of type %s, not %s", name, have, t)
+		return nil, undo, fail(o7serr.EIPCPTYPE, "ipcp %q is of type %s, not %s", name, have, t)
 	}
-	return p, nil
+	return p, undo, nil
 }
 
 // DestroyIPCP leaves the layer and forgets the IPC process with its bindings
@@ -188,8 +197,8 @@ func (m *IRM) DestroyIPCP(name string) error {
 }
 
 // Bootstrap makes the first member of a layer, after creating the IPC process
-// if need be. A configuration error is found before anything is created.
-func (m *IRM) Bootstrap(ctx context.Context, a ipc.BootstrapArgs) error {
+// if need be. What fails leaves nothing behind.
+func (m *IRM) Bootstrap(ctx context.Context, a ipc.BootstrapArgs) (err error) {
 	if a.Type != "" {
 		t, err := ParseType(a.Type)
 		if err != nil {
@@ -199,10 +208,15 @@ func (m *IRM) Bootstrap(ctx context.Context, a ipc.BootstrapArgs) error {
 			return err
 		}
 	}
-	p, err := m.findOrCreate(a.Name, a.Type)
+	p, forget, err := m.findOrCreate(a.Name, a.Type)
 	if err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil {
+			forget()
+		}
+	}()
 	p.op.Lock()
 	defer p.op.Unlock()
 	l := m.layerOf(p)
@@ -279,8 +293,9 @@ func (m *IRM) autobind(p *process, layer string) (undo func(), err error) {
 }
 
 // Enroll makes an IPC process a member of the layer that the peer bound to
-// a.Dst belongs to.
-func (m *IRM) Enroll(ctx context.Context, a ipc.EnrollArgs) error {
+// a.Dst belongs to, after creating it if need be. What fails leaves nothing
+// behind.
+func (m *IRM) Enroll(ctx context.Context, a ipc.EnrollArgs) (err error) {
 	if a.Layer == "" && a.Dst == "" {
 		return fail(o7serr.EINVAL, "enroll ipcp %q: expected a layer or a destination", a.Name)
 	}
@@ -297,10 +312,15 @@ func (m *IRM) Enroll(ctx context.Context, a ipc.EnrollArgs) error {
 	if !exists {
 		return unknownName(dst)
 	}
-	p, err := m.findOrCreate(a.Name, typ)
+	p, forget, err := m.findOrCreate(a.Name, typ)
 	if err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil {
+			forget()
+		}
+	}()
 	p.op.Lock()
 	defer p.op.Unlock()
 	l := m.layerOf(p)
