@@ -605,6 +605,10 @@ func oldRegister(op ipc.Op) func([]string, Env) (Command, error) {
 			if len(args) > 1 {
 				k = match(args[0], "name", "layer", "ipcp")
 			}
+			if k < 0 && a.Name == "" && list == nil {
+				a.Name, args = args[0], args[1:] // the older form: without its keyword
+				continue
+			}
 			if k < 0 {
 				if list == nil {
 					return Command{}, fmt.Errorf("%s: unknown option %q (expected name, layer or ipcp)", what, args[0])

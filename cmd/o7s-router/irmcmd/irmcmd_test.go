@@ -150,6 +150,8 @@ func TestGrammar(t *testing.T) {
 		{"register name N layer L layer M", register("N", nil, []string{"L", "M"})},
 		{"reg n N l L", register("N", nil, []string{"L"})},
 		{"reg layer L name N", register("N", nil, []string{"L"})},
+		{"register N layer L", register("N", nil, []string{"L"})},
+		{"unregister N l L l M", unregister("N", nil, []string{"L", "M"})},
 		{"r n N ipcp a", register("N", []string{"a"}, nil)},
 		{"unregister name N layer L", unregister("N", nil, []string{"L"})},
 		{"unreg n N l L", unregister("N", nil, []string{"L"})},
@@ -247,7 +249,7 @@ func TestErrors(t *testing.T) {
 		{"name list list", "name list: option list needs a value"},
 		{"name register n" + strings.Repeat(" layer L", 129), "at most 128"},
 		{"register name N", "usage: irm register name <name> layer <layer>..."},
-		{"register N layer L", `register: unknown option "N" (expected name, layer or ipcp)`},
+		{"register N M layer L", `register: unknown option "M" (expected name, layer or ipcp)`},
 		{"unreg layer L", "usage: irm unregister"},
 	} {
 		got, err := Parse(strings.Fields(c.line), machine{})
