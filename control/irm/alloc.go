@@ -70,10 +70,14 @@ func (e end) discard() {
 	}
 }
 
-// checkQoS refuses what is not built yet, clearly.
+// checkQoS refuses what is not built yet, clearly. It is asked at both ends: a
+// flow that one end takes for raw and the other for reliable carries nothing.
 func checkQoS(q qos.Spec) error {
-	if q.InOrder != 0 {
+	switch {
+	case q.InOrder != 0:
 		return fail(o7serr.ENOTSUP, "the end-to-end protocol is not available yet: a flow with in_order set cannot be allocated, use qos raw")
+	case !q.IsRaw():
+		return fail(o7serr.ENOTSUP, "checksums are not available yet: a flow with ber 0 cannot be allocated, use qos raw")
 	}
 	return nil
 }
@@ -426,6 +430,15 @@ func (m *IRM) arrived(l ipcp.Layer, in ipcp.Incoming) {
 	m.mu.Unlock()
 	if !ok {
 		refuse("", fail(o7serr.ENAME, "no name here has the hash %x", in.Hash()))
+		return
+	}
+	if err := checkQoS(in.QoS()); err != nil {
+		// Somebody has to change a command, here or there, so it is worth a
+		// line; peers that try again are not worth another.
+		if _, said := m.unsupported.LoadOrStore([2]string{l.Name(), name}, true); !said {
+			m.log.Warn("flow request refused", "ipcp", l.Name(), "layer", l.LayerName(), "name", name, "err", err)
+		}
+		refuse(name, err)
 		return
 	}
 	// The exchange comes first: a request that is stale or repeated must not

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/o7s/o7s-router/control/irm/registry"
 	"github.com/o7s/o7s-router/ipcp"
 	"github.com/o7s/o7s-router/lib/ipc"
 	"github.com/o7s/o7s-router/lib/o7serr"
@@ -319,6 +320,30 @@ func TestReplay(t *testing.T) {
 		if err := f.close(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// A peer that wants what we do not have is told so at once (spec 21 §3: the
+// responder must use what the request says), although somebody accepts.
+func TestArrivingQoS(t *testing.T) {
+	n, l := wired(t, noDirect)
+	n.serve("srv", "server")
+	server := n.prog("server")
+	go func() { _, _ = server.accept(0) }()
+	eventually(t, "accept", func() bool { return n.Stats().Registry.Accepting == 1 })
+	unchecked := qos.Raw
+	unchecked.BER = 0
+	for _, q := range []qos.Spec{qos.BestEffort, qos.Voice, qos.Video, qos.Data, unchecked} {
+		replies := make(chan wireReply, 1)
+		n.FlowArrived(l, &wireIncoming{l: l, ctx: t.Context(), reply: replies, req: ipcp.AllocRequest{
+			Hash: registry.Hash(l.HashAlg(), "srv"), QoS: q, Data: freshOAP(t),
+		}})
+		if r := <-replies; r.code != o7serr.ENOTSUP.Code() {
+			t.Errorf("%+v: reply %+v", q, r)
+		}
+	}
+	if n.Stats().Registry.Accepting != 1 {
+		t.Error("the accept was disturbed")
 	}
 }
 

@@ -62,6 +62,10 @@ type IRM struct {
 	stats  stats
 	apps   *appPool // nil without a kernel data path
 
+	// unsupported has the pairs of IPC process and name for which a request
+	// with a QoS that is not built yet was logged.
+	unsupported sync.Map
+
 	oapMu  sync.Mutex // guards server
 	server *oap.Server
 
