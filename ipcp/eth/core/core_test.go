@@ -471,7 +471,6 @@ func TestBadRequests(t *testing.T) {
 	}
 	give(t, s, t0, req(0, hash))
 	give(t, s, t0, req(0xffff, hash))
-	give(t, s, t0, req(64, make([]byte, 32)))
 	good := req(64, hash)[18:]
 	for n := range good {
 		s.Receive(t0, clientMAC, serverMAC, good[:n])
@@ -485,8 +484,46 @@ func TestBadRequests(t *testing.T) {
 		t.Fatalf("a bad request had an effect: %v", d.kinds())
 	}
 	n := s.Counts()
-	if n.BadEndpoint != 2 || n.UnknownName != 1 || n.Malformed != uint64(len(good)) || n.UnknownCode != 1 || n.Misaddressed != 1 {
+	if n.BadEndpoint != 2 || n.Malformed != uint64(len(good)) || n.UnknownCode != 1 || n.Misaddressed != 1 {
 		t.Errorf("%+v", n)
+	}
+}
+
+// A request for a name that is not registered any more is refused: a requester
+// of the reference never asks again who serves it.
+func TestRequestUnknownName(t *testing.T) {
+	c, s := member(clientMAC), member(serverMAC)
+	hash := unhex(t, nameHash)
+	give(t, c, t0, mgmt(serverMAC, clientMAC, &wire.EthMgmt{Code: wire.NameQueryReply, Hash: hash}))
+	id, err := c.Alloc(t0, hash, qos.Raw, []byte("oap"), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	give(t, s, t0, drain(c).frame(t))
+	d := drain(s)
+	expect(t, d)
+	refusal := mgmt(serverMAC, clientMAC, &wire.EthMgmt{Code: wire.FlowReply, DstEID: 64, Response: -1007})
+	if diff := cmp.Diff(refusal, d.frame(t)); diff != "" {
+		t.Fatal(diff)
+	}
+	if n := s.Counts(); n.UnknownName != 1 || n.RefusalsSent != 1 {
+		t.Errorf("%+v", n)
+	}
+	give(t, c, t0, refusal)
+	d = drain(c)
+	expect(t, d, Vacated, Failed)
+	if e := d.events[1]; e.ID != id || !errors.Is(e.Err, o7serr.ENAME) {
+		t.Errorf("%+v", e)
+	}
+	// Ours does ask again.
+	if c.Query(t0, hash, time.Time{}) {
+		t.Error("still believes that the name is served")
+	}
+	// On the loopback interface the name may be another member's.
+	lo := member(MAC{})
+	give(t, lo, t0, mgmt(MAC{}, MAC{}, &wire.EthMgmt{Code: wire.FlowReq, SrcEID: 64, Hash: hash}))
+	if d := drain(lo); len(d.frames)+len(d.events) != 0 {
+		t.Errorf("answered on the loopback interface: %v", d.kinds())
 	}
 }
 

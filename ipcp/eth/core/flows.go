@@ -307,6 +307,14 @@ func (c *Core) requested(now time.Time, from MAC, m *wire.EthMgmt) {
 	}
 	if _, ok := c.registered[string(m.Hash)]; !ok {
 		c.n.UnknownName++
+		// The reference is silent here, but its requesters believe for ever
+		// that we serve a name, once they heard so: a refusal costs them a
+		// moment, silence 20 s each time. Members on the loopback interface
+		// share an address, so the request may be for another one of them.
+		if c.cfg.MAC != (MAC{}) {
+			c.n.RefusalsSent++
+			c.send(from, &wire.EthMgmt{Code: wire.FlowReply, DstEID: m.SrcEID, Response: o7serr.ENAME.Code()})
+		}
 		return
 	}
 	if c.nwait >= maxWaiting || c.waiting[from] >= maxWaitingPerMAC {
@@ -369,6 +377,9 @@ func (c *Core) replied(from MAC, m *wire.EthMgmt) {
 		code := m.Response
 		if code > 0 {
 			code = -code
+		}
+		if code == o7serr.ENAME.Code() { // it was served there, but is not any more
+			c.forget(f.hash, f.mac)
 		}
 		c.fail(f, o7serr.FromCode(code, ""))
 	case !usable(m.SrcEID):
