@@ -68,24 +68,53 @@ func (l *Layer) inLoop(f func(now time.Time) error) error {
 	return err
 }
 
+// After routes have changed, members are still getting to know each other and
+// publish their names to new neighbours: for so long an unknown name is asked
+// for again, this often.
+const (
+	youngFor   = time.Second
+	youngRetry = 40 * time.Millisecond
+)
+
 // Query reports whether another member serves the name.
 func (l *Layer) Query(ctx context.Context, hash []byte) error {
-	res := make(chan int, 1)
-	if err := l.inLoop(func(now time.Time) error {
-		l.query(now, hash, func(_ time.Time, addrs []uint64) { res <- len(addrs) })
-		return nil
-	}); err != nil {
-		return err
-	}
-	select {
-	case n := <-res:
-		if n == 0 {
+	for {
+		found, young, err := l.queryOnce(ctx, hash)
+		switch {
+		case err != nil:
+			return err
+		case found:
+			return nil
+		case !young:
 			return o7serr.Wrap(o7serr.EIPCP, "name is not in the directory of layer %q", l.LayerName())
 		}
+		t := time.NewTimer(youngRetry)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return ctx.Err()
+		}
+	}
+}
+
+func (l *Layer) queryOnce(ctx context.Context, hash []byte) (found, young bool, err error) {
+	type answer struct{ found, young bool }
+	res := make(chan answer, 1)
+	if err := l.inLoop(func(now time.Time) error {
+		l.query(now, hash, func(now time.Time, addrs []uint64) {
+			res <- answer{len(addrs) > 0, now.Sub(l.changed) < youngFor}
+		})
 		return nil
+	}); err != nil {
+		return false, false, err
+	}
+	select {
+	case a := <-res:
+		return a.found, a.young, nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return false, false, ctx.Err()
 	case <-l.ctx.Done():
-		return o7serr.EIPCPSTATE
+		return false, false, o7serr.EIPCPSTATE
 	}
 }

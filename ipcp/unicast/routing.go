@@ -33,12 +33,13 @@ func (l *Layer) stepRouting(now time.Time) time.Time {
 		l.conflict(now, "an advertisement from "+addrText(lsa.Src)+" to "+addrText(lsa.Dst))
 		return now
 	}
-	if set, gone := l.ls.Changes(); len(set)+len(gone) > 0 || l.tableStale {
+	if set, gone := l.ls.Changes(); len(set)+len(gone) > 0 {
 		up := make([]uint64, 0, len(set))
 		for i := range set {
 			up = append(up, set[i].Dst)
 		}
 		l.writeTable()
+		l.changed = now
 		l.dir.RouteUp(now, up...)
 	}
 	return l.ls.NextDeadline()
@@ -56,7 +57,6 @@ func (l *Layer) sendRouting() {
 
 // writeTable puts the routes into the forwarding table, as one change.
 func (l *Layer) writeTable() {
-	l.tableStale = false
 	routes := l.ls.Routes()
 	table := make([]fastpath.Route, 0, len(routes))
 	l.reach = make(map[uint64]struct{}, len(routes))

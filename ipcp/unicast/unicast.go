@@ -68,12 +68,12 @@ type Layer struct {
 	conns  map[linkstate.FlowID]*conn
 	nextID linkstate.FlowID
 	reach  map[uint64]struct{} // destinations with a route
-	// tableStale asks for the table to be written though routing found no change.
-	tableStale bool
-	wanted     map[intent]bool
-	retrying   map[intent]bool
-	queries    map[dht.QueryID]func(now time.Time, addrs []uint64)
-	allocs     map[uint64]*allocation // by own EID
+	// changed is when routes last appeared or went.
+	changed  time.Time
+	wanted   map[intent]bool
+	retrying map[intent]bool
+	queries  map[dht.QueryID]func(now time.Time, addrs []uint64)
+	allocs   map[uint64]*allocation // by own EID
 }
 
 var (

@@ -330,7 +330,7 @@ func TestRefusals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		end := w.line(ipcp.LinkState, "a", "b", "c")
-		time.Sleep(time.Second)
+		time.Sleep(2 * time.Second)
 		start := time.Now()
 		if err := w.members["a"].Query(context.Background(), nameHash("nobody")); !errors.Is(err, o7serr.EIPCP) {
 			t.Errorf("query of an unknown name: %v", err)
@@ -353,6 +353,25 @@ func TestRefusals(t *testing.T) {
 		if err := w.members["a"].Register(nameHash("late")); !errors.Is(err, o7serr.EIPCPSTATE) {
 			t.Errorf("register after close: %v", err)
 		}
+	})
+}
+
+// TestFreshName: a name is found as soon as the layer stands, though its
+// directory is still forming.
+func TestFreshName(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		end := w.line(ipcp.LinkState, "a", "b", "c")
+		for len(w.members["a"].Routes()) < 2 {
+			time.Sleep(time.Millisecond)
+		}
+		w.must(w.members["c"].Register(nameHash("svc")))
+		ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+		defer cancel()
+		if err := w.members["a"].Query(ctx, nameHash("svc")); err != nil {
+			t.Errorf("query right after the routes came: %v", err)
+		}
+		end()
 	})
 }
 
