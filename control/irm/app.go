@@ -258,10 +258,16 @@ func (s *session) offload(f *flow, g *grant) {
 		f.why = err.Error()
 		return
 	}
+	f.app = &appFlow{port, handle}
+	if most := fastpath.MaxAppFrame - room; g.result.MTU > most {
+		s.unload(f)
+		f.app = nil
+		f.why = fmt.Sprintf("MTU %d is too large for a device of a program (at most %d)", g.result.MTU, most)
+		return
+	}
 	port.mu.Lock()
 	port.flows[handle] = f
 	port.mu.Unlock()
-	f.app = &appFlow{port, handle}
 	g.result.App = &ipc.AppPort{Device: "tap", Handle: handle, Headroom: room}
 	// Until a reply with the descriptor is known to have gone, each has it.
 	s.appMu.Lock()

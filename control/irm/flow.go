@@ -7,6 +7,7 @@ import (
 	"github.com/o7s/o7s-router/control/irm/registry"
 	"github.com/o7s/o7s-router/ipcp"
 	"github.com/o7s/o7s-router/lib/ipc"
+	"github.com/o7s/o7s-router/lib/o7serr"
 	"github.com/o7s/o7s-router/lib/packet"
 	"github.com/o7s/o7s-router/lib/qos"
 	"github.com/o7s/o7s-router/lib/ring"
@@ -64,6 +65,9 @@ func (g *grant) lost() {
 func (m *IRM) newFlow(s *session, state registry.FlowState, name string, spec qos.Spec) (uint32, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if len(s.flows) >= maxFlows {
+		return 0, fail(o7serr.EAGAIN, "process %d has %d flows, more are not allowed", s.pid, maxFlows)
+	}
 	id, err := m.reg.New(registry.Flow{Client: s.key, PID: s.pid, UID: s.uid, Name: name, QoS: spec})
 	if err != nil {
 		return 0, err

@@ -43,6 +43,9 @@ type Config struct {
 	// AllocTimeout limits allocations that name no time-out; 0 means the
 	// reference's 20 s.
 	AllocTimeout time.Duration
+	// MaxSessions is how many connections a user may have who does not manage
+	// the node; 0 means 1024.
+	MaxSessions int
 	// Version is what OpHello tells.
 	Version string
 	// Output is where started programs write; nil discards it.
@@ -61,6 +64,8 @@ type IRM struct {
 	wg     sync.WaitGroup // what Close waits for
 	stats  stats
 	apps   *appPool // nil without a kernel data path
+	// complained is when a program's misbehaviour was logged last, ns.
+	complained atomic.Int64
 
 	// unsupported has the pairs of IPC process and name for which a request
 	// with a QoS that is not built yet was logged.
@@ -111,6 +116,9 @@ type stats struct {
 func New(cfg Config) *IRM {
 	if cfg.AllocTimeout == 0 {
 		cfg.AllocTimeout = allocTimeout
+	}
+	if cfg.MaxSessions == 0 {
+		cfg.MaxSessions = maxSessions
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	m := &IRM{

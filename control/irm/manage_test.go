@@ -2,6 +2,7 @@ package irm
 
 import (
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -215,33 +216,18 @@ func TestPermissions(t *testing.T) {
 	const group = 4242
 	n := newNode(t, func(c *Config) { c.Groups = []uint32{group} })
 	as := func(uid, gid int, groups []int) error {
-		res := make(chan error)
-		go func() {
-			runtime.LockOSThread() // never unlocked: the thread ends with its identity
-			raw := func(nr uintptr, a, b, c int) {
-				if _, _, e := unix.RawSyscall(nr, uintptr(a), uintptr(b), uintptr(c)); e != 0 {
-					panic(e)
-				}
-			}
-			if err := setgroups(groups); err != nil {
-				panic(err)
-			}
-			raw(unix.SYS_SETRESGID, gid, gid, gid)
-			raw(unix.SYS_SETRESUID, uid, uid, uid)
+		return asUser(uid, gid, groups, func() error {
 			p, err := join(n.dir, "user")
 			if err != nil {
-				res <- err
-				return
+				return err
 			}
 			defer p.Close()
 			if _, err := p.Call(t.Context(), ipc.OpShow, ipc.ShowArgs{What: "names"}, nil); err != nil {
-				res <- err
-				return
+				return err
 			}
 			_, err = p.Call(t.Context(), ipc.OpNameCreate, ipc.NameArgs{Name: time.Now().String()}, nil)
-			res <- err
-		}()
-		return <-res
+			return err
+		})
 	}
 	code(t, as(65534, 65534, nil), o7serr.EPERM)
 	if err := as(65534, group, nil); err != nil {
@@ -253,6 +239,48 @@ func TestPermissions(t *testing.T) {
 	if n := n.Stats().Denied; n != 1 {
 		t.Errorf("%d denied", n)
 	}
+}
+
+// One user cannot take all connections, and cannot keep root out.
+func TestManyConnections(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: it connects as another user")
+	}
+	n := newNode(t, func(c *Config) { c.MaxSessions = 3 })
+	err := asUser(65534, 65534, nil, func() error {
+		for i := range 4 {
+			p, err := join(n.dir, "user")
+			if (i < 3) != (err == nil) {
+				return fmt.Errorf("connection %d: %w", i, err)
+			}
+			t.Cleanup(func() { _ = p.Close() })
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	n.prog("root")
+}
+
+// asUser runs f with another identity.
+func asUser(uid, gid int, groups []int, f func() error) error {
+	res := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with its identity
+		raw := func(nr uintptr, a, b, c int) {
+			if _, _, e := unix.RawSyscall(nr, uintptr(a), uintptr(b), uintptr(c)); e != 0 {
+				panic(e)
+			}
+		}
+		if err := setgroups(groups); err != nil {
+			panic(err)
+		}
+		raw(unix.SYS_SETRESGID, gid, gid, gid)
+		raw(unix.SYS_SETRESUID, uid, uid, uid)
+		res <- f()
+	}()
+	return <-res
 }
 
 // A malformed request is an error for that client alone.

@@ -124,7 +124,7 @@ func (p *pump) run() {
 		case err == nil:
 			continue
 		case !errors.Is(err, ring.ErrEmpty):
-			p.f.m.log.Warn("process spoiled its flow", "pid", p.f.session.pid, "flow", p.f.id, "err", err)
+			p.f.m.complain("process spoiled its flow", "pid", p.f.session.pid, "flow", p.f.id, "err", err)
 			p.f.event(ipcp.EventDealloc)
 			return
 		case n > 0:

@@ -20,6 +20,18 @@ import (
 // as many as a process may have flows (spec 47 §4.2, PROG_MAX_FLOWS).
 const maxPending = 4096
 
+const (
+	// maxFlows is how many flows one process may have (PROG_MAX_FLOWS there).
+	maxFlows = 4096
+	// maxSessions is the default of Config.MaxSessions: far more than programs
+	// need, and too few to exhaust the daemon.
+	maxSessions = 1024
+	// maxEvents is how many events wait for a process that does not read.
+	maxEvents = 4 * maxFlows
+	// complainEvery is how often misbehaving programs are worth a warning.
+	complainEvery = time.Second
+)
+
 // session is the connection of one process.
 type session struct {
 	m      *IRM
@@ -88,6 +100,12 @@ func (m *IRM) serve(conn *ipc.Conn) {
 		_ = conn.Close()
 		return
 	}
+	if n := m.sessionsOf(s.uid); !s.admin && n >= m.cfg.MaxSessions {
+		m.mu.Unlock()
+		_ = conn.Close()
+		m.complain("too many connections of one user", "uid", s.uid, "pid", s.pid, "limit", m.cfg.MaxSessions)
+		return
+	}
 	s.key = m.key()
 	m.sessions[s.key] = s
 	m.wg.Add(1)
@@ -99,6 +117,27 @@ func (m *IRM) serve(conn *ipc.Conn) {
 		s.end()
 		stop()
 	}()
+}
+
+// sessionsOf counts the connections of a user. It needs mu.
+func (m *IRM) sessionsOf(uid uint32) (n int) {
+	for _, s := range m.sessions {
+		if s.uid == uid {
+			n++
+		}
+	}
+	return n
+}
+
+// complain warns about a program, but does not let programs fill the log.
+func (m *IRM) complain(msg string, args ...any) {
+	now := time.Now().UnixNano()
+	last := m.complained.Load()
+	if now-last < int64(complainEvery) || !m.complained.CompareAndSwap(last, now) {
+		m.log.Debug(msg, args...)
+		return
+	}
+	m.log.Warn(msg, args...)
 }
 
 // kill ends the connection; the session's goroutine cleans up.
@@ -142,7 +181,7 @@ func (s *session) read() {
 		r, err := s.conn.RecvRequest()
 		if errors.Is(err, ipc.ErrMalformed) {
 			s.m.stats.malformed.Add(1)
-			s.m.log.Warn("malformed request", "pid", s.pid, "err", err)
+			s.m.complain("malformed request", "pid", s.pid, "err", err)
 			if s.conn.Reply(r.ID, nil, fail(o7serr.EINVAL, "%v", err)) != nil {
 				return
 			}
@@ -247,6 +286,11 @@ func (s *session) event(e ipc.FlowEvent) {
 		}
 		s.sending = true
 		s.wg.Go(s.sendEvents)
+	}
+	if len(s.events) >= maxEvents {
+		s.m.complain("program does not read its events", "pid", s.pid)
+		s.kill()
+		return
 	}
 	s.events = append(s.events, e)
 }
@@ -356,7 +400,7 @@ func (s *session) grant(r ipc.Request, g *grant, err error) {
 func manage[T any](s *session, r ipc.Request, f func(T) error) (any, error) {
 	if !s.admin {
 		s.m.stats.denied.Add(1)
-		s.m.log.Warn("management operation refused", "op", string(r.Op), "pid", s.pid, "uid", s.uid)
+		s.m.complain("management operation refused", "op", string(r.Op), "pid", s.pid, "uid", s.uid)
 		return nil, fail(o7serr.EPERM, "%s: not permitted, expected root or a member of the management group", r.Op)
 	}
 	a, err := decode[T](r)

@@ -179,9 +179,9 @@ func (m *IRM) Layers() []LayerInfo {
 
 // Flows describes the flows of processes, by id.
 func (m *IRM) Flows() []FlowInfo {
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	out := []FlowInfo{}
+	var held []*flow // of the rows, nil: not complete
+	m.mu.Lock()
 	for _, r := range m.reg.Flows.All() {
 		info := FlowInfo{
 			ID: r.ID, State: r.State.String(), PID: r.PID, UID: r.UID, Name: r.Name, Layer: r.Layer,
@@ -190,10 +190,14 @@ func (m *IRM) Flows() []FlowInfo {
 		if s := m.sessions[r.Client]; s != nil {
 			info.Prog = s.prog
 		}
-		if f := m.flows[r.ID]; f != nil {
-			f.describe(&info)
+		out, held = append(out, info), append(held, m.flows[r.ID])
+	}
+	m.mu.Unlock()
+	// The rest takes system calls for every flow, for which nobody has to wait.
+	for i, f := range held {
+		if f != nil {
+			f.describe(&out[i])
 		}
-		out = append(out, info)
 	}
 	return out
 }
