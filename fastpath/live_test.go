@@ -63,7 +63,6 @@ type line struct {
 	wire   *Wire
 	gen    int // ifindex
 	bench  *ebpf.Collection
-	sink   link.Link
 	user   chan []byte
 	header [8]uint64
 }

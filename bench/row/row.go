@@ -202,7 +202,7 @@ func Check(w io.Writer, res []Result, bars []Bar) bool {
 		}
 		var got, limit float64
 		var what, unit string
-		pass := true
+		var pass bool
 		switch {
 		case b.MinRatio > 0:
 			got, limit, what = ratio(res, b.Row, b.To), b.MinRatio, "at least"

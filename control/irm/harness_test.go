@@ -341,7 +341,6 @@ type wireLayer struct {
 	mute    bool            // requests are never answered
 	queries int
 	flows   []*wireFlow
-	joined  bool
 }
 
 func newWireLayer(name string, host ipcp.Host) *wireLayer {

@@ -107,7 +107,7 @@ func TestReentrantFlush(t *testing.T) {
 func TestClose(t *testing.T) {
 	var b Box
 	b.Deliver(batch(0, 5))
-	if !b.Close() || !b.Close() {
+	if first, second := b.Close(), b.Close(); !first || !second {
 		t.Fatal("close of an idle box had to wait")
 	}
 	var r record
