@@ -20,7 +20,7 @@ import (
 // Backoff of the initiator that lost an adjacency and tries to get it back.
 const (
 	reconnectMin = 200 * time.Millisecond
-	reconnectMax = 30 * time.Second
+	reconnectMax = 5 * time.Second
 )
 
 // conn is an adjacency: an N-1 flow that a component uses after its handshake.
@@ -34,7 +34,6 @@ type conn struct {
 	comp ipcp.Component
 	peer uint64
 	dst  string // name it was connected to; "" on the accepting side
-	qos  qos.Spec
 
 	wire *fastpath.Wire // DT only
 	// inUser says why packets do not pass in XDP; "" when they do.
@@ -63,11 +62,13 @@ func (c *conn) Receive(pkts []*packet.Buf) {
 		c.rx.Add(1)
 		if b.Len() > 0 {
 			msg := append([]byte(nil), b.Bytes()...)
-			c.l.loop.post(func(now time.Time) {
+			if !c.l.loop.offer(func(now time.Time) {
 				if !c.gone {
 					c.l.ls.Receive(now, c.id, msg)
 				}
-			})
+			}) {
+				c.l.dt.drops[dropBusy].Add(1)
+			}
 		}
 		b.Release()
 	}
@@ -164,7 +165,7 @@ func (l *Layer) connect(ctx context.Context, dst string, comp ipcp.Component, q 
 		l.loop.post(func(now time.Time) { l.conflict(now, "the handshake of "+dst) })
 		return nil, fmt.Errorf("%q has our own address %s; drawing a new one, try again: %w", dst, addrText(peer), o7serr.EAGAIN)
 	}
-	c := &conn{l: l, flow: f, info: f.Info(), comp: comp, peer: peer, dst: dst, qos: q}
+	c := &conn{l: l, flow: f, info: f.Info(), comp: comp, peer: peer, dst: dst}
 	if err := l.add(c, p); err != nil {
 		return nil, err
 	}
@@ -188,7 +189,14 @@ func (l *Layer) initiate(ctx context.Context, f ipcp.Flow, p *pending, comp ipcp
 func (l *Layer) AcceptFlow(f ipcp.Flow, name string) {
 	p := newPending()
 	f.SetSink(p)
+	l.mu.Lock()
+	if l.state == ipcp.StateShutdown { // Close may wait already
+		l.mu.Unlock()
+		go f.Close()
+		return
+	}
 	l.wg.Add(1)
+	l.mu.Unlock()
 	go func() {
 		defer l.wg.Done()
 		if err := l.accept(f, p); err != nil {
@@ -345,15 +353,37 @@ func (l *Layer) lost(now time.Time, c *conn, why string) {
 	}
 	l.log.Warn("adjacency lost", "component", c.comp, "peer", addrText(c.peer), "via", c.info.Layer, "reason", why)
 	l.remove(now, c)
-	if c.dst != "" && !l.replaced(c) {
-		l.reconnect(c.dst, c.comp, c.qos)
+	if c.dst != "" {
+		l.keep(intent{c.dst, c.comp})
 	}
 }
 
-// replaced reports whether another adjacency to the same name serves already.
-func (l *Layer) replaced(c *conn) bool {
-	for _, o := range l.conns {
-		if o.dst == c.dst && o.comp == c.comp {
+// keep sees to it that an adjacency that the operator asked for is there, or
+// being made. Called in the loop.
+func (l *Layer) keep(key intent) {
+	q, want := l.wanted[key]
+	if !want || l.retrying[key] || l.has(key) {
+		return
+	}
+	l.retrying[key] = true
+	l.wg.Add(1)
+	go func() {
+		defer l.wg.Done()
+		c := l.reconnect(key, q)
+		l.loop.post(func(now time.Time) {
+			delete(l.retrying, key)
+			if _, want := l.wanted[key]; !want && c != nil {
+				l.remove(now, c) // disconnected while it was made
+			}
+			l.keep(key) // it may be lost again already
+		})
+	}()
+}
+
+// has reports whether there is an adjacency for key.
+func (l *Layer) has(key intent) bool {
+	for _, c := range l.conns {
+		if c.dst == key.dst && c.comp == key.comp {
 			return true
 		}
 	}
@@ -361,35 +391,27 @@ func (l *Layer) replaced(c *conn) bool {
 }
 
 // reconnect tries until the adjacency is back, the user disconnects it or the
-// layer ends. Called in the loop.
-func (l *Layer) reconnect(dst string, comp ipcp.Component, q qos.Spec) {
-	key := intent{dst, comp}
-	if l.retrying[key] || !l.wanted[key] {
-		return
-	}
-	l.retrying[key] = true
-	l.wg.Add(1)
-	go func() {
-		defer l.wg.Done()
-		defer l.loop.post(func(time.Time) { delete(l.retrying, key) })
-		for wait := reconnectMin; ; wait = min(2*wait, reconnectMax) {
-			select {
-			case <-l.ctx.Done():
-				return
-			case <-time.After(wait):
-			}
-			want := false
-			l.loop.call(func(time.Time) { want = l.wanted[key] })
-			if !want {
-				return
-			}
-			if _, err := l.connect(l.ctx, dst, comp, q); err == nil {
-				return
-			} else if wait == reconnectMax {
-				l.log.Warn("adjacency still not back", "component", comp, "dst", dst, "err", err)
-			}
+// layer ends; nil then.
+func (l *Layer) reconnect(key intent, q qos.Spec) *conn {
+	for wait := reconnectMin; ; wait = min(2*wait, reconnectMax) {
+		select {
+		case <-l.ctx.Done():
+			return nil
+		case <-time.After(wait):
 		}
-	}()
+		want := false
+		l.loop.call(func(time.Time) { _, want = l.wanted[key] })
+		if !want {
+			return nil
+		}
+		c, err := l.connect(l.ctx, key.dst, key.comp, q)
+		if err == nil {
+			return c
+		}
+		if wait < reconnectMax && 2*wait >= reconnectMax { // once
+			l.log.Warn("adjacency still not back", "component", key.comp, "dst", key.dst, "err", err)
+		}
+	}
 }
 
 // intent is an adjacency that the operator asked for.

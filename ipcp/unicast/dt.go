@@ -36,10 +36,11 @@ const (
 	dropSend           // the outgoing N-1 flow refused it
 	dropEID            // no endpoint with this EID
 	dropComp           // no component with this EID
+	dropBusy           // control messages come faster than they are handled
 	numDrops
 )
 
-var dropNames = [numDrops]string{"dt_short", "dt_cube", "dt_ttl", "dt_no_route", "dt_send", "dt_eid", "dt_component"}
+var dropNames = [numDrops]string{"dt_short", "dt_cube", "dt_ttl", "dt_no_route", "dt_send", "dt_eid", "dt_component", "control_busy"}
 
 // input takes a batch from DT neighbour c.
 func (d *dataTransfer) input(c *conn, pkts []*packet.Buf) {
@@ -114,7 +115,9 @@ func (d *dataTransfer) local(c *conn, h wire.DT, b *packet.Buf, payload []byte) 
 		c.wire.CountLocalRcvd(h.QC, b.Len())
 		msg := append([]byte(nil), payload...)
 		b.Release()
-		d.l.loop.post(func(now time.Time) { d.l.component(now, h.EID, msg) })
+		if !d.l.loop.offer(func(now time.Time) { d.l.component(now, h.EID, msg) }) {
+			d.drops[dropBusy].Add(1)
+		}
 		return nil
 	}
 	return d.drop(b, dropComp)

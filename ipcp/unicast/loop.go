@@ -37,6 +37,20 @@ func (l *loop) post(f func(now time.Time)) bool {
 	return true
 }
 
+// maxQueued bounds what waits for the loop because of the network: a few tens
+// of megabytes of messages, and more than a neighbour has a reason to send at
+// once.
+const maxQueued = 8192
+
+// offer is post for what others make us do, a message of a neighbour: it is
+// refused while the loop cannot keep up.
+func (l *loop) offer(f func(now time.Time)) bool {
+	l.mu.Lock()
+	full := len(l.queue) >= maxQueued
+	l.mu.Unlock()
+	return !full && l.post(f)
+}
+
 // call runs f in the loop and waits for it; false when the loop has ended.
 func (l *loop) call(f func(now time.Time)) bool {
 	ran := make(chan struct{})

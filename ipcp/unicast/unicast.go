@@ -70,7 +70,7 @@ type Layer struct {
 	reach  map[uint64]struct{} // destinations with a route
 	// changed is when routes last appeared or went.
 	changed  time.Time
-	wanted   map[intent]bool
+	wanted   map[intent]qos.Spec // adjacencies that the operator asked for
 	retrying map[intent]bool
 	queries  map[dht.QueryID]func(now time.Time, addrs []uint64)
 	allocs   map[uint64]*allocation // by own EID
@@ -90,7 +90,7 @@ func New(name string, host ipcp.Host, plane *fastpath.Plane, log *slog.Logger) *
 		name: name, host: host, plane: plane, log: log.With("ipcp", name),
 		ctx: ctx, cancel: cancel, state: ipcp.StateBoot, loop: newLoop(), born: time.Now(),
 		conns:  make(map[linkstate.FlowID]*conn),
-		wanted: make(map[intent]bool), retrying: make(map[intent]bool),
+		wanted: make(map[intent]qos.Spec), retrying: make(map[intent]bool),
 		queries: make(map[dht.QueryID]func(time.Time, []uint64)), allocs: make(map[uint64]*allocation),
 	}
 }
@@ -180,21 +180,28 @@ func (l *Layer) start(cfg ipcp.Config) error {
 	l.dt.self.Store(addr)
 	now := time.Now()
 	if l.ls, err = l.newRouting(cfg, addr, now); err != nil {
+		_ = table.Close()
 		return fmt.Errorf("routing: %w", err)
 	}
 	if l.dir, err = l.newDirectory(cfg, addr, now); err != nil {
+		_ = table.Close()
 		return fmt.Errorf("directory: %w", err)
 	}
 	l.fa = l.newAllocator(cfg, addr)
 
 	l.mu.Lock()
+	if l.state != ipcp.StateBoot { // closed while it enrolled
+		l.mu.Unlock()
+		_ = table.Close()
+		return o7serr.Wrap(o7serr.EIPCPSTATE, "ipcp %q was closed", l.name)
+	}
 	l.cfg = cfg
 	// Joiners that we serve get our address as their first directory contact.
 	l.cfg.Unicast.Peer = addr
 	l.state = ipcp.StateOperational
+	l.wg.Add(1)
 	l.mu.Unlock()
 
-	l.wg.Add(1)
 	go func() {
 		defer l.wg.Done()
 		l.loop.run(l.ctx.Done(), l.step)
@@ -273,7 +280,11 @@ func (l *Layer) Connect(ctx context.Context, dst string, comp ipcp.Component, q 
 	if err != nil {
 		return err
 	}
-	l.loop.call(func(time.Time) { l.wanted[intent{dst, comp}] = true })
+	key := intent{dst, comp}
+	l.loop.call(func(time.Time) {
+		l.wanted[key] = q
+		l.keep(key) // if it was lost since
+	})
 	return nil
 }
 
@@ -282,7 +293,7 @@ func (l *Layer) Disconnect(_ context.Context, dst string, comp ipcp.Component) e
 	found := false
 	l.loop.call(func(now time.Time) {
 		key := intent{dst, comp}
-		found = l.wanted[key]
+		_, found = l.wanted[key]
 		delete(l.wanted, key)
 		for _, c := range l.conns {
 			if c.dst == dst && c.comp == comp {
@@ -322,7 +333,7 @@ func (l *Layer) conflict(now time.Time, seen string) {
 	l.dir.SetSelf(now, addr)
 	l.fa.SetSelf(addr)
 	for key := range l.wanted {
-		l.reconnect(key.dst, key.comp, qos.Raw)
+		l.keep(key)
 	}
 }
 
@@ -334,6 +345,10 @@ func (l *Layer) leave(now time.Time) {
 			f.kill()
 		}
 		l.fa.Close(now, e.EID())
+	}
+	for eid, a := range l.allocs { // their requests are gone, and no reply will come
+		delete(l.allocs, eid)
+		a.finish(nil, o7serr.Wrap(o7serr.EAGAIN, "ipcp %q left its place in the layer while the flow was allocated", l.name))
 	}
 	packets, _ := l.fa.Drain()
 	for _, p := range packets {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -23,8 +24,9 @@ import (
 // world joins members of one layer in one process: AllocFlow makes a pair of
 // flows and hands the far end to the member of that name. Links can be cut.
 type world struct {
-	t  *testing.T
-	mu sync.Mutex // guards all below
+	t    *testing.T
+	slow atomic.Int64 // ns that AllocFlow takes
+	mu   sync.Mutex   // guards all below
 	// links are pairs of member names that can talk; ends their open flows.
 	links   map[[2]string]bool
 	members map[string]*Layer
@@ -117,6 +119,7 @@ func (w *world) AllocFlow(_ context.Context, l ipcp.Layer, name string, q qos.Sp
 	if to == nil || !ok {
 		return nil, o7serr.Wrap(o7serr.EIPCP, "no layer reaches %q", name)
 	}
+	time.Sleep(time.Duration(w.slow.Load()))
 	a, b := local.NewPair(ipcp.FlowInfo{Layer: "wire", Type: ipcp.EthDIX, QoS: q, MTU: 1496, MPL: 100})
 	n := &link{a: &cutFlow{Flow: a}, b: &cutFlow{Flow: b}}
 	w.mu.Lock()
@@ -552,6 +555,149 @@ func TestHostileData(t *testing.T) {
 			if x, ok := want[name]; ok && x != n {
 				t.Errorf("%s = %d, want %d", name, n, x)
 			}
+		}
+		end()
+	})
+}
+
+// TestFlood: messages that come faster than they are handled are dropped and
+// counted; memory does not grow, and our own events pass.
+func TestFlood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		end := w.line(ipcp.LinkState, "a", "b")
+		time.Sleep(time.Second)
+		a := w.members["a"]
+		var dt, mgmt *conn
+		a.loop.call(func(time.Time) {
+			for _, c := range a.conns {
+				if c.comp == ipcp.DataTransfer {
+					dt = c
+				} else {
+					mgmt = c
+				}
+			}
+		})
+		busy := make(chan struct{})
+		a.loop.post(func(time.Time) { <-busy })
+		synctest.Wait()
+		for range 2 * maxQueued {
+			b := packet.Get(wire.DTLen(4) + 1)
+			wire.PutDT(b.Bytes(), 4, wire.DT{Dst: a.Address(), TTL: 60, EID: wire.FlowAllocatorEID})
+			dt.Receive([]*packet.Buf{b})
+			mgmt.Receive([]*packet.Buf{packet.From([]byte("x"))})
+		}
+		a.loop.mu.Lock()
+		n := len(a.loop.queue)
+		a.loop.mu.Unlock()
+		if n != maxQueued {
+			t.Errorf("%d messages wait, want %d", n, maxQueued)
+		}
+		if n := a.dt.drops[dropBusy].Load(); n != 3*maxQueued {
+			t.Errorf("%d messages counted as dropped, want %d", n, 3*maxQueued)
+		}
+		dt.FlowEvent(ipcp.EventDown)
+		close(busy)
+		synctest.Wait()
+		for _, n := range a.Neighbors() {
+			if n.Component == "dt" && n.State != "down" {
+				t.Errorf("the link's event was lost: %+v", n)
+			}
+		}
+		end()
+	})
+}
+
+// dtConn is a member's data-transfer adjacency, nil without one.
+func dtConn(l *Layer) (dt *conn) {
+	l.loop.call(func(time.Time) {
+		for _, c := range l.conns {
+			if c.comp == ipcp.DataTransfer {
+				dt = c
+			}
+		}
+	})
+	return dt
+}
+
+// TestReconnect: an adjacency comes back as it was asked for, also when it is
+// lost in the moment it was made, and not when it was disconnected meanwhile.
+func TestReconnect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		end := w.line(ipcp.LinkState, "a", "b")
+		b := w.members["b"]
+		w.must(b.Disconnect(t.Context(), "a", ipcp.DataTransfer))
+		spec := qos.Raw
+		spec.Timeout = 7000
+		w.must(b.Connect(t.Context(), "a", ipcp.DataTransfer, spec))
+		for range 3 {
+			c := dtConn(b)
+			if c == nil || c.info.QoS != spec {
+				t.Fatalf("adjacency %+v, want one with %+v", c, spec)
+			}
+			c.FlowEvent(ipcp.EventDealloc)
+			time.Sleep(time.Second)
+		}
+		b.loop.call(func(now time.Time) { b.conflict(now, "test") })
+		time.Sleep(time.Second)
+		c := dtConn(b)
+		if c == nil || c.info.QoS != spec {
+			t.Fatalf("after a new address: adjacency %+v, want one with %+v", c, spec)
+		}
+		w.slow.Store(int64(time.Second))
+		c.FlowEvent(ipcp.EventDealloc)
+		time.Sleep(500 * time.Millisecond) // it is being made
+		w.must(b.Disconnect(t.Context(), "a", ipcp.DataTransfer))
+		time.Sleep(10 * time.Second)
+		if c := dtConn(b); c != nil {
+			t.Errorf("adjacency that was disconnected: %+v", c)
+		}
+		end()
+	})
+}
+
+// TestCloseWhileEnrolling leaves nothing behind that works.
+func TestCloseWhileEnrolling(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		end := w.line(ipcp.LinkState, "a")
+		w.link("a", "b")
+		b := w.member("b")
+		w.slow.Store(int64(time.Second))
+		res := make(chan error)
+		go func() { res <- b.Enroll(t.Context(), "a") }()
+		time.Sleep(500 * time.Millisecond)
+		w.must(b.Close())
+		if err := <-res; !errors.Is(err, o7serr.EIPCPSTATE) {
+			t.Errorf("enrolment: %v", err)
+		}
+		if s := b.State(); s != ipcp.StateShutdown {
+			t.Errorf("state %s", s)
+		}
+		end()
+	})
+}
+
+// TestAllocDuringConflict: an allocation whose endpoint is gone fails at once.
+func TestAllocDuringConflict(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		end := w.line(ipcp.LinkState, "a", "b")
+		time.Sleep(time.Second)
+		a, b := w.members["a"], w.members["b"]
+		w.mu.Lock()
+		w.apps["b"] = func(ipcp.Incoming) {} // never answers
+		w.mu.Unlock()
+		w.must(b.Register(nameHash("svc")))
+		time.Sleep(time.Second)
+		begin := time.Now()
+		time.AfterFunc(500*time.Millisecond, func() {
+			a.loop.post(func(now time.Time) { a.conflict(now, "test") })
+		})
+		_, _, err := a.Alloc(t.Context(), ipcp.AllocRequest{Hash: nameHash("svc"), QoS: qos.Raw, Data: []byte("request")})
+		if d := time.Since(begin); !errors.Is(err, o7serr.EAGAIN) || d > time.Second {
+			t.Errorf("after %v: %v", d, err)
 		}
 		end()
 	})
