@@ -329,30 +329,55 @@ type Listener struct {
 	ul   *net.UnixListener
 	path string
 	lock *os.File
+	shut sync.Once
+	free sync.Once
 }
 
 // Listen makes the socket at path, with the permissions mode, and takes a lock
 // beside it, so that a second daemon is refused and the socket that a killed
 // daemon left behind is replaced.
 func Listen(path string, mode os.FileMode) (*Listener, error) {
-	lock, err := os.OpenFile(path+".lock", os.O_RDWR|os.O_CREATE, 0o600)
+	lock, err := takeLock(path)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		lock.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("another daemon serves %s; choose another directory with --run-dir", path)
-		}
-		return nil, fmt.Errorf("lock %s: %w", lock.Name(), err)
-	}
 	l, err := listen(path, mode)
 	if err != nil {
-		lock.Close()
+		dropLock(lock)
 		return nil, err
 	}
 	l.lock = lock
 	return l, nil
+}
+
+// takeLock takes the lock of the socket at path.
+func takeLock(path string) (*os.File, error) {
+	for {
+		lock, err := os.OpenFile(path+".lock", os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			lock.Close()
+			if errors.Is(err, unix.EWOULDBLOCK) {
+				return nil, fmt.Errorf("another daemon serves %s; choose another directory with --run-dir", path)
+			}
+			return nil, fmt.Errorf("lock %s: %w", lock.Name(), err)
+		}
+		// Its last owner may have removed the file after we opened it.
+		ours, err1 := lock.Stat()
+		there, err2 := os.Stat(lock.Name())
+		if err1 == nil && err2 == nil && os.SameFile(ours, there) {
+			return lock, nil
+		}
+		lock.Close()
+	}
+}
+
+// dropLock removes the file while it is locked, and gives the lock up.
+func dropLock(lock *os.File) {
+	os.Remove(lock.Name())
+	lock.Close()
 }
 
 func listen(path string, mode os.FileMode) (*Listener, error) {
@@ -403,11 +428,20 @@ func (l *Listener) Accept() (*Conn, error) {
 	}
 }
 
-// Close removes the socket and gives up the lock. Connections live on.
+// Shut removes the socket: nobody comes in any more, and Accept ends. The lock
+// stays until Close, so that the next daemon begins when this one has ended.
+func (l *Listener) Shut() (err error) {
+	l.shut.Do(func() {
+		err = l.ul.Close()
+		os.Remove(l.path)
+	})
+	return err
+}
+
+// Close is Shut, and gives up the lock. Connections live on.
 func (l *Listener) Close() error {
-	err := l.ul.Close()
-	os.Remove(l.path)
-	l.lock.Close()
+	err := l.Shut()
+	l.free.Do(func() { dropLock(l.lock) })
 	return err
 }
 

@@ -100,11 +100,15 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 	// The listener holds the lock of the run directory: from here on, whatever
 	// lies there is ours.
+	_, left := os.Lstat(ipc.SocketPath(o.RunDir))
 	listener, err := ipc.Listen(ipc.SocketPath(o.RunDir), socketMode)
 	if err != nil {
 		return err
 	}
 	defer listener.Close()
+	if left == nil {
+		o.Log.Warn("an earlier daemon here did not end by itself; what it left is removed, and layers and names have to be made again", "run_dir", o.RunDir)
+	}
 	pins := filepath.Join(o.RunDir, "bpf")
 	if err := purge(pins); err != nil {
 		return fmt.Errorf("remove what an earlier daemon left in %s: %w", pins, err)
@@ -139,7 +143,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		run.Go(func() error { return metrics.Serve(ctx, l, h, o.Log) })
 	}
 	run.Go(func() error { return m.Serve(listener) })
-	stop := context.AfterFunc(ctx, func() { _ = listener.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = listener.Shut() })
 	defer stop()
 	kernel, reason := plane.Kernel()
 	o.Log.Info("serving", "version", o.Version, "run_dir", o.RunDir, "xdp", kernel, "xdp_reason", reason)

@@ -90,6 +90,21 @@ func TestKilledPrograms(t *testing.T) {
 	none("h3")
 }
 
+// endDaemon sends a signal to a host's daemon and waits until it is gone.
+func (n *network) endDaemon(host string, sig syscall.Signal) {
+	n.t.Helper()
+	pid := n.daemonPID(host)
+	if err := syscall.Kill(pid, sig); err != nil {
+		n.t.Fatal(err)
+	}
+	eventually(n.t, 5*time.Second, func() error {
+		if err := syscall.Kill(pid, 0); err == nil {
+			return fmt.Errorf("daemon %d of %s does not end", pid, host)
+		}
+		return nil
+	})
+}
+
 // restart starts a daemon where the lab's was killed.
 func (n *network) restart(host string) <-chan error {
 	n.t.Helper()
@@ -120,19 +135,10 @@ func TestKilledDaemon(t *testing.T) {
 	c.expect(5*time.Second, "up")
 	old := n.address("h3", "uni")
 
-	pid := n.daemonPID("h3")
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
+	n.endDaemon("h3", syscall.SIGKILL)
 	if end := s.expect(2*time.Second, "end:"); !strings.HasPrefix(end, "end: -1002 ") {
 		t.Errorf("the program of a killed daemon got %q, want -1002", end)
 	}
-	eventually(t, 2*time.Second, func() error { // reaped
-		if err := syscall.Kill(pid, 0); err == nil {
-			return fmt.Errorf("daemon %d still there", pid)
-		}
-		return nil
-	})
 	if out, errs, status := n.run("h3", "o7s-router", "show", "layers"); status != 1 || out != "" || strings.Count(errs, "\n") != 1 || !strings.Contains(errs, "daemon") {
 		t.Errorf("show without a daemon: exit status %d, %q %q", status, out, errs)
 	}
@@ -140,7 +146,7 @@ func TestKilledDaemon(t *testing.T) {
 	// Its state is gone, what it left behind does not disturb, and the network takes it in again.
 	n.restart("h3")
 	log, err := os.ReadFile(filepath.Join(n.RunDir("h3"), "o7s-router.log"))
-	if err != nil || !strings.Contains(string(log), "earlier daemon") {
+	if err != nil || !strings.Contains(string(log), "an earlier daemon") {
 		t.Errorf("the new daemon does not say what it found: %v\n%s", err, log)
 	}
 	if l := show[[]irm.LayerInfo](n, "h3", "layers"); len(l) != 0 {
@@ -175,7 +181,7 @@ func TestKilledDaemon(t *testing.T) {
 func TestKilledTransit(t *testing.T) {
 	t.Parallel()
 	n := up(t, topology(t, "line3", false))
-	_ = syscall.Kill(n.daemonPID("h1"), syscall.SIGKILL)
+	n.endDaemon("h1", syscall.SIGKILL)
 	n.restart("h1")
 	// h1 bootstraps the same layer again, under the same names.
 	n.must("h1", ipc.OpIPCPBootstrap, ipc.BootstrapArgs{Name: "dix12", Type: "eth-dix", Layer: "dix12", Options: map[string]string{"dev": "e12"}})
@@ -211,16 +217,7 @@ func TestStop(t *testing.T) {
 		}
 	}
 
-	pid := n.daemonPID("h3")
-	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, 5*time.Second, func() error {
-		if err := syscall.Kill(pid, 0); err == nil {
-			return fmt.Errorf("daemon %d does not end", pid)
-		}
-		return nil
-	})
+	n.endDaemon("h3", syscall.SIGTERM)
 	if end := c.expect(2*time.Second, "end:"); !strings.HasPrefix(end, "end: -1005 ") {
 		t.Errorf("the client of a node that stopped got %q, want -1005", end)
 	}
