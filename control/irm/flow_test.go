@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -357,6 +359,57 @@ func (r *recorder) Alloc(ctx context.Context, req ipcp.AllocRequest) (ipcp.Flow,
 		*r.first = req
 	}
 	return r.wireLayer.Alloc(ctx, req)
+}
+
+// enrolling is an IPC process that gets no answer to its enrolment.
+type enrolling struct {
+	*memberLayer
+	begun chan struct{}
+	over  atomic.Bool // Enroll returned
+}
+
+func (l *enrolling) Enroll(ctx context.Context, _ string) error {
+	close(l.begun)
+	<-ctx.Done()
+	time.Sleep(10 * time.Millisecond) // what it does has an end to come to
+	l.over.Store(true)
+	return ctx.Err()
+}
+
+func (l *enrolling) Close() error {
+	if !l.over.Load() {
+		return errors.New("closed while it enrols")
+	}
+	return nil
+}
+
+// Destroying an IPC process ends what it is doing, at once and first.
+func TestDestroyWhileEnrolling(t *testing.T) {
+	l := &enrolling{begun: make(chan struct{})}
+	n := newNode(t, func(c *Config) {
+		withLayers(c)
+		unicast := c.Factories[ipcp.Unicast]
+		c.Factories[ipcp.Unicast] = func(name string, h ipcp.Host, log *slog.Logger) (ipcp.Layer, error) {
+			m, err := unicast(name, h, log)
+			l.memberLayer, _ = m.(*memberLayer)
+			return l, err
+		}
+	})
+	n.name("net")
+	res := make(chan error, 1)
+	go func() { res <- n.Enroll(t.Context(), ipc.EnrollArgs{Name: "a", Layer: "net"}) }()
+	<-l.begun
+	begin := time.Now()
+	if err := n.DestroyIPCP("a"); err != nil {
+		t.Error(err)
+	}
+	if err := <-res; err == nil {
+		t.Error("the enrolment of a destroyed process succeeded")
+	}
+	if d := time.Since(begin); d > 5*time.Second {
+		t.Errorf("that took %v", d)
+	}
+	code(t, n.DestroyIPCP("a"), o7serr.EIPCP)
 }
 
 // IPC processes get each other's flows directly, and never their own.

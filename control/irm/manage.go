@@ -28,9 +28,30 @@ const (
 type process struct {
 	id   int32 // plays the part of the reference's pid
 	name string
-	op   sync.Mutex // one management operation at a time
+	op   sync.Mutex // one management operation at a time; comes before IRM.mu
+	// ctx ends when the process is to be destroyed, and with it operations under
+	// way.
+	ctx    context.Context
+	cancel context.CancelFunc
 
 	layer ipcp.Layer // guarded by IRM.mu
+}
+
+// begin starts a management operation on p, which ends with p. end must be
+// called.
+func (p *process) begin(ctx context.Context, what string) (_ context.Context, end func(), err error) {
+	p.op.Lock()
+	if p.ctx.Err() != nil {
+		p.op.Unlock()
+		return nil, nil, fail(o7serr.EIPCP, "%s ipcp %q: it is being destroyed", what, p.name)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(p.ctx, cancel)
+	return ctx, func() {
+		stop()
+		cancel()
+		p.op.Unlock()
+	}, nil
 }
 
 func (m *IRM) layerOf(p *process) ipcp.Layer {
@@ -133,6 +154,7 @@ func (m *IRM) createIPCP(name string, t ipcp.Type) (*process, error) {
 	}
 	m.lastIPCP++
 	p := &process{id: m.lastIPCP, name: name, layer: l}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
 	m.ipcps[name] = p
 	m.reg.AddMember(p.id, name)
 	m.mu.Unlock()
@@ -176,7 +198,7 @@ func (m *IRM) findOrCreate(name, typ string) (p *process, undo func(), err error
 }
 
 // DestroyIPCP leaves the layer and forgets the IPC process with its bindings
-// and registrations.
+// and registrations. Operations on it that are under way end first.
 func (m *IRM) DestroyIPCP(name string) error {
 	p, err := m.find(name)
 	if err != nil {
@@ -189,8 +211,11 @@ func (m *IRM) DestroyIPCP(name string) error {
 	}
 	delete(m.ipcps, name)
 	m.reg.RemoveMember(p.id)
-	l := p.layer
 	m.unlock()
+	p.cancel()
+	p.op.Lock()
+	defer p.op.Unlock()
+	l := m.layerOf(p)
 	err = l.Close()
 	m.log.Info("destroyed ipcp", "ipcp", name, "type", l.Type().String())
 	return err
@@ -217,8 +242,11 @@ func (m *IRM) Bootstrap(ctx context.Context, a ipc.BootstrapArgs) (err error) {
 			forget()
 		}
 	}()
-	p.op.Lock()
-	defer p.op.Unlock()
+	ctx, end, err := p.begin(ctx, "bootstrap")
+	if err != nil {
+		return err
+	}
+	defer end()
 	l := m.layerOf(p)
 	if err := bootState(p, l, "bootstrap"); err != nil {
 		return err
@@ -321,8 +349,11 @@ func (m *IRM) Enroll(ctx context.Context, a ipc.EnrollArgs) (err error) {
 			forget()
 		}
 	}()
-	p.op.Lock()
-	defer p.op.Unlock()
+	ctx, end, err := p.begin(ctx, "enroll")
+	if err != nil {
+		return err
+	}
+	defer end()
 	l := m.layerOf(p)
 	member, err := asMember(p, l, "enroll")
 	if err != nil {
@@ -412,8 +443,11 @@ func (m *IRM) Connect(ctx context.Context, a ipc.ConnectArgs) error {
 	if !exists {
 		return unknownName(a.Dst)
 	}
-	p.op.Lock()
-	defer p.op.Unlock()
+	ctx, end, err := p.begin(ctx, "connect")
+	if err != nil {
+		return err
+	}
+	defer end()
 	var done []ipcp.Component
 	for _, c := range list {
 		q := qos.Raw
@@ -451,8 +485,11 @@ func (m *IRM) Disconnect(ctx context.Context, a ipc.ConnectArgs) error {
 	if err != nil {
 		return err
 	}
-	p.op.Lock()
-	defer p.op.Unlock()
+	ctx, end, err := p.begin(ctx, "disconnect")
+	if err != nil {
+		return err
+	}
+	defer end()
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	var first error
