@@ -301,6 +301,10 @@ func (l *Lab) command(ctx context.Context, host string, argv []string) (*exec.Cm
 	if len(argv) == 0 {
 		return nil, errors.New("no command given")
 	}
+	// First: the commands of a lab are there while it is up.
+	if _, err := os.Stat(filepath.Join(netnsDir, l.Namespace(host))); err != nil {
+		return nil, fmt.Errorf("lab %s is not up", l.name)
+	}
 	path, err := l.lookPath(argv[0])
 	if err != nil {
 		return nil, err
@@ -385,9 +389,6 @@ func (l *Lab) Exec(ctx context.Context, host string, s Streams, argv ...string) 
 	cmd, err := l.command(ctx, host, argv)
 	if err != nil {
 		return fmt.Errorf("host %s: %w", host, err)
-	}
-	if _, err := os.Stat(filepath.Join(netnsDir, l.Namespace(host))); err != nil {
-		return fmt.Errorf("lab %s is not up", l.name)
 	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = s.In, s.Out, s.Err
 	cmd.WaitDelay = time.Second // for grandchildren that keep the output open

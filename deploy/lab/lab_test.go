@@ -305,8 +305,10 @@ devices = ["x", "y"]
 		t.Fatal(err)
 	}
 	nothingLeft(t, l)
-	if err := l.Exec(ctx, "h1", Streams{}, "true"); err == nil || !strings.Contains(err.Error(), "not up") {
-		t.Errorf("error %v", err)
+	for _, prog := range []string{"true", "oping"} { // oping is only there while the lab is
+		if err := l.Exec(ctx, "h1", Streams{}, prog); err == nil || !strings.Contains(err.Error(), "not up") {
+			t.Errorf("error %v", err)
+		}
 	}
 }
 
