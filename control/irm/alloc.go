@@ -396,14 +396,17 @@ func (m *IRM) overLayer(ctx context.Context, q requester, p *process, name strin
 // FlowArrived takes a request from a layer.
 func (m *IRM) FlowArrived(l ipcp.Layer, in ipcp.Incoming) {
 	m.mu.Lock()
-	ok := !m.closed && m.arriving < maxArriving
+	if m.closed { // the layer is left next, which answers
+		m.mu.Unlock()
+		return
+	}
+	ok := m.arriving < maxArriving
 	if ok {
 		m.arriving++
-		m.wg.Add(1)
 	}
+	m.wg.Add(1)
 	m.mu.Unlock()
 	if !ok {
-		m.wg.Add(1)
 		go func() {
 			defer m.wg.Done()
 			in.Refuse(o7serr.EAGAIN.Code())
