@@ -11,8 +11,8 @@
 package eth
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"iter"
 	"log/slog"
@@ -358,7 +358,7 @@ func (l *IPCP) linkUp() error {
 // Query reports whether somebody in the layer serves hash. What is not cached
 // is asked for by broadcast, which takes up to ctx or 2 s when nobody answers.
 func (l *IPCP) Query(ctx context.Context, hash []byte) error {
-	if err := errors.Join(l.hashFits(hash), l.linkUp()); err != nil {
+	if err := cmp.Or(l.hashFits(hash), l.linkUp()); err != nil {
 		return err
 	}
 	deadline, _ := ctx.Deadline()
