@@ -137,6 +137,7 @@ func (l *Lab) unlock() {
 	if l.hold != nil {
 		l.hold()
 		l.hold = nil
+		_ = os.Remove(l.opt.StateDir) // when this was the last
 	}
 }
 
@@ -204,7 +205,6 @@ func (l *Lab) down() error {
 	if err := clean(l.dir, nsPrefix(l.name)); err != nil {
 		return fmt.Errorf("take lab %s down: %w", l.name, err)
 	}
-	_ = os.Remove(l.opt.StateDir) // when this was the last
 	return nil
 }
 

@@ -30,10 +30,10 @@ func (l *Lab) startDaemon(ctx context.Context, host string) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
+	boot, cancel := context.WithTimeout(ctx, bootTimeout)
 	defer cancel()
 	for {
-		c, err := ipc.Dial(ctx, l.RunDir(host))
+		c, err := ipc.Dial(boot, l.RunDir(host))
 		if err == nil {
 			l.mu.Lock()
 			l.clients[host] = c
@@ -44,7 +44,10 @@ func (l *Lab) startDaemon(ctx context.Context, host string) error {
 		case werr := <-end:
 			return l.explain(fmt.Errorf("host %s: the daemon ended: %w", host, errOr(werr, "exit status 0")))
 		case <-time.After(2 * time.Millisecond):
-		case <-ctx.Done():
+		case <-boot.Done():
+			if ctx.Err() != nil { // somebody else failed, or the user has seen enough
+				return ctx.Err()
+			}
 			return l.explain(fmt.Errorf("host %s: the daemon does not answer: %w", host, err))
 		}
 	}
@@ -338,16 +341,19 @@ func (l *Lab) converge(ctx context.Context) error {
 
 // awaitRoutes waits until a host has all routes of a layer, or of all layers.
 func (l *Lab) awaitRoutes(ctx context.Context, host, layer string) error {
-	ctx, cancel := context.WithTimeout(ctx, l.opt.Converge)
+	limit, cancel := context.WithTimeout(ctx, l.opt.Converge)
 	defer cancel()
 	for {
-		missing, err := l.missing(ctx, host, layer)
+		missing, err := l.missing(limit, host, layer)
 		if err == nil && missing == "" {
 			return nil
 		}
 		select {
 		case <-time.After(5 * time.Millisecond):
-		case <-ctx.Done():
+		case <-limit.Done():
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
 			if err == nil {
 				err = fmt.Errorf("host %s: %s", host, missing)
 			}

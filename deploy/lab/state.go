@@ -256,11 +256,14 @@ func clean(dir, nsPrefix string) error {
 // lock takes the lab for this process; the kernel releases it when the process
 // dies. The returned function gives it back and removes the file.
 func lock(ctx context.Context, path string) (func(), error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, err
-	}
 	for {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return nil, err
+		}
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+		if errors.Is(err, os.ErrNotExist) && ctx.Err() == nil {
+			continue // the last lab took the directory with it
+		}
 		if err != nil {
 			return nil, err
 		}
