@@ -20,8 +20,13 @@ import (
 const (
 	// allocTimeout is the default limit of an allocation (spec 47 §4.1).
 	allocTimeout = 20 * time.Second
-	// queryTimeout is how long a layer may look for a name (spec 45 §5.1).
+	// queryTimeout is how long a layer may look for a name (spec 45 §5.1). In an
+	// Ethernet layer that does not know the name it always takes that long.
 	queryTimeout = 200 * time.Millisecond
+	// lookupTimeout is the same for a layer with a directory. That says no as
+	// soon as it is certain, so only a layer that is still forming, or that lost
+	// a message, takes longer than a round trip.
+	lookupTimeout = time.Second
 	// directMPL is the packet lifetime of flows without a layer, ms (spec 45 §5.1).
 	directMPL = 1
 	// maxArriving bounds how many requests from layers wait at the same time.
@@ -288,7 +293,7 @@ func (m *IRM) reach(ctx context.Context, q requester, name string) (*process, er
 		typ ipcp.Type
 		err error
 	}
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var types []ipcp.Type // of those asked, in the order of preference
 	pending := map[ipcp.Type]int{}
@@ -306,6 +311,8 @@ func (m *IRM) reach(ctx context.Context, q requester, name string) (*process, er
 		}
 		key := registry.Hash(l.HashAlg(), name)
 		m.wg.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, queryLimit(a.typ))
+			defer cancel()
 			a.err = l.Query(ctx, key)
 			answers <- a
 		})
@@ -328,6 +335,13 @@ func (m *IRM) reach(ctx context.Context, q requester, name string) (*process, er
 			known[a.typ] = a.p
 		}
 	}
+}
+
+func queryLimit(t ipcp.Type) time.Duration {
+	if t == ipcp.Unicast {
+		return lookupTimeout
+	}
+	return queryTimeout
 }
 
 // origin is an allocation of a process over a local layer that waits for its
