@@ -23,6 +23,9 @@ func (l *Layer) Neighbors() []ipcp.Neighbor {
 				IPCP: l.name, Layer: l.cfg.LayerName, Address: c.peer, Component: "mgmt", Dst: c.dst, Via: c.info.Layer,
 				State: "up", Path: "user", RxPackets: rx, TxPackets: tx, Silent: now.Sub(c.lastRx).Seconds(),
 			}
+			if rx != c.lastRxCnt { // since keep-alives looked last
+				n.Silent = 0
+			}
 			if c.comp == ipcp.DataTransfer {
 				n.Component = "dt"
 				n.Path = c.path()

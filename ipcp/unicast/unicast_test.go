@@ -369,7 +369,7 @@ func TestFreshName(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 		w.must(w.members["c"].Register(nameHash("svc")))
-		ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		if err := w.members["a"].Query(ctx, nameHash("svc")); err != nil {
 			t.Errorf("query right after the routes came: %v", err)
