@@ -91,7 +91,7 @@ func (p *Plane) attach(ifname string, slot uint32) (*Port, error) {
 	}
 	dev, err := p.open(c)
 	if err != nil {
-		return nil, fmt.Errorf("open port %s: %w", ifname, err)
+		return nil, err // says which device
 	}
 	p.mu.Lock()
 	if p.closed {

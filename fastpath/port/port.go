@@ -170,6 +170,9 @@ func Open(cfg Config) (*Port, error) {
 
 func (p *Port) open() error {
 	l, err := p.src.route.LinkByName(p.name)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return errors.New("no such network interface")
+	}
 	if err != nil {
 		return err
 	}
