@@ -142,7 +142,7 @@ func TestLongResults(t *testing.T) {
 	})
 	c := client(t, Dialer{RunDir: dir})
 	var calls sync.WaitGroup
-	for _, n := range []uint32{0, 1, partSize - 2, partSize - 1, partSize, MaxMessage, 3 * MaxMessage, 20<<20 + 3} {
+	for _, n := range []uint32{0, 1, partSize - 2, partSize - 1, partSize, MaxMessage, 3 * MaxMessage, 4<<20 + 3} {
 		calls.Go(func() {
 			var got string
 			fds, err := c.Call(t.Context(), OpShow, DeallocArgs{Flow: n}, &got)
@@ -154,7 +154,7 @@ func TestLongResults(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	calls.Go(func() {
-		_, err := c.Call(ctx, OpShow, DeallocArgs{Flow: 20 << 20}, nil)
+		_, err := c.Call(ctx, OpShow, DeallocArgs{Flow: 4 << 20}, nil)
 		if err != nil && !errors.Is(err, context.Canceled) {
 			t.Error(err)
 		}
