@@ -656,6 +656,20 @@ func network(handle uint32, offset int, payload string) []byte {
 	return b
 }
 
+// A device on which packets of others never end keeps nobody.
+func TestFloodedDevice(t *testing.T) {
+	zero, err := os.Open("/dev/zero") // frames without end, none of them ours
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer zero.Close()
+	tap := &tap{fd: int(zero.Fd())}
+	tap.flows.Store(&map[uint32]*tapPath{})
+	if !tap.drain(func() bool { return false }) {
+		t.Error("the device was found empty")
+	}
+}
+
 func TestApp(t *testing.T) {
 	d := newFake(t)
 	c := d.client(t)

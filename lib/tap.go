@@ -185,10 +185,19 @@ func (t *tap) setDeadline(d time.Time) {
 	}
 }
 
-// drain reads the device until stop says so, or until it is empty. Only the
-// leader calls it. It reports whether it was stopped.
+// drainMax is how many frames are read at a time, more than a device holds (1000,
+// its default): whoever reads for the others, too, must come back to his own
+// deadline, or to what he does not block for, however much there is for them.
+const drainMax = 1024
+
+// drain reads the device until stop says so, or until it is empty, or for long
+// enough. Only the leader calls it. It reports whether it ended before the
+// device was empty.
 func (t *tap) drain(stop func() bool) bool {
-	for !stop() {
+	for range drainMax {
+		if stop() {
+			break
+		}
 		if t.spare == nil {
 			t.spare = t.get()
 		}
