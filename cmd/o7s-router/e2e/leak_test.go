@@ -16,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
+	"github.com/o7s/o7s-router/control/irm"
 	"github.com/o7s/o7s-router/ipcp"
 )
 
@@ -85,6 +86,17 @@ func (n *network) use(host string) use {
 		goroutines: int(metric(n.t, n.scrape(host), "go_goroutines")),
 		fds:        count(n.t, pid, "fd"), maps: count(n.t, pid, "maps"),
 	}
+}
+
+// spares counts the devices that a daemon has in store for programs.
+func (n *network) spares(host string) (count int) {
+	n.t.Helper()
+	for _, p := range show[irm.FastPathInfo](n, host, "fastpath").Ports {
+		if strings.HasPrefix(p.Name, "app:spare/") {
+			count++
+		}
+	}
+	return count
 }
 
 // resident is a daemon's memory in bytes less BPF maps and the rings and frames
@@ -161,6 +173,10 @@ func TestManyFlows(t *testing.T) {
 	for _, h := range top.Hosts {
 		last := use{}
 		eventually(t, 5*time.Second, func() error { // settled
+			// A device that a program took is replaced when the machine has time.
+			if s := n.spares(h); s != 2 {
+				return fmt.Errorf("%s has %d devices in store", h, s)
+			}
 			u := n.use(h)
 			same := u == last
 			last = u
