@@ -362,7 +362,7 @@ func (l *Layer) lost(now time.Time, c *conn, why string) {
 // being made. Called in the loop.
 func (l *Layer) keep(key intent) {
 	q, want := l.wanted[key]
-	if !want || l.retrying[key] || l.has(key) {
+	if !want || l.retrying[key] || l.count(key) > 0 {
 		return
 	}
 	l.retrying[key] = true
@@ -372,22 +372,22 @@ func (l *Layer) keep(key intent) {
 		c := l.reconnect(key, q)
 		l.loop.post(func(now time.Time) {
 			delete(l.retrying, key)
-			if _, want := l.wanted[key]; !want && c != nil {
-				l.remove(now, c) // disconnected while it was made
+			if _, want := l.wanted[key]; c != nil && (!want || l.count(key) > 1) {
+				l.remove(now, c) // disconnected, or connected by hand, while it was made
 			}
 			l.keep(key) // it may be lost again already
 		})
 	}()
 }
 
-// has reports whether there is an adjacency for key.
-func (l *Layer) has(key intent) bool {
+// count is how many adjacencies there are for key.
+func (l *Layer) count(key intent) (n int) {
 	for _, c := range l.conns {
 		if c.dst == key.dst && c.comp == key.comp {
-			return true
+			n++
 		}
 	}
-	return false
+	return n
 }
 
 // reconnect tries until the adjacency is back, the user disconnects it or the

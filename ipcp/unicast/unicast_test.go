@@ -653,6 +653,17 @@ func TestReconnect(t *testing.T) {
 		if c := dtConn(b); c != nil {
 			t.Errorf("adjacency that was disconnected: %+v", c)
 		}
+
+		// Connected by hand while it is being made: once is enough.
+		w.must(b.Connect(t.Context(), "a", ipcp.DataTransfer, spec))
+		dtConn(b).FlowEvent(ipcp.EventDealloc)
+		time.Sleep(500 * time.Millisecond)
+		w.slow.Store(0)
+		w.must(b.Connect(t.Context(), "a", ipcp.DataTransfer, spec))
+		time.Sleep(10 * time.Second)
+		if n := len(b.Neighbors()); n != 2 {
+			t.Errorf("%d adjacencies, want one for management and one for data: %+v", n, b.Neighbors())
+		}
 		end()
 	})
 }
