@@ -33,6 +33,10 @@ const (
 	maxArriving = 1024
 )
 
+// otherError counts, in statistics, for every error number beyond those that are
+// defined (spec 33 §2): a peer may refuse with any.
+const otherError = -1010
+
 // errNobody is what a seeker gets when nobody accepts.
 var errNobody = fail(o7serr.ENAME, "nobody accepts flows for the name")
 
@@ -97,7 +101,7 @@ func (m *IRM) alloc(ctx context.Context, s *session, a ipc.AllocArgs) (g *grant,
 			return
 		}
 		m.stats.allocFailed.Add(1)
-		n, _ := m.stats.allocErrors.LoadOrStore(o7serr.Code(err), new(counter))
+		n, _ := m.stats.allocErrors.LoadOrStore(max(o7serr.Code(err), otherError), new(counter))
 		n.(*counter).Add(1)
 	}()
 	if err := registry.CheckName("name", a.Name); err != nil {
