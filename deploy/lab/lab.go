@@ -432,6 +432,12 @@ func (l *Lab) Check(ctx context.Context) ([]Result, error) {
 func (l *Lab) check(ctx context.Context, k *Check) Result {
 	r := Result{Host: k.Host, Argv: k.argv()}
 	began := time.Now()
+	if k.Ping != "" && !l.opt.NoDaemons {
+		// A daemon reaches only names that it knows.
+		if r.Err = l.ensureName(ctx, k.Host, k.Ping, ""); r.Err != nil {
+			return r
+		}
+	}
 	for {
 		r.Tries++
 		r.Output, r.Err = l.try(ctx, k)
