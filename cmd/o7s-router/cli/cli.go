@@ -114,6 +114,9 @@ func (a *App) status(prog string, err error) int {
 
 // run parses and runs the commands of o7s-router itself.
 func (a *App) run(ctx context.Context, args []string) error {
+	if len(args) == 1 && args[0] == "--version" {
+		args = []string{"version"}
+	}
 	app := a.tree()
 	return app.RunContext(ctx, append([]string{app.Name}, intersperse(app.Commands, app.Flags, args)...))
 }
