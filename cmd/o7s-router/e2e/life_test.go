@@ -199,6 +199,34 @@ func TestKilledTransit(t *testing.T) {
 	})
 }
 
+// TestReconnect stops a daemon that others connected to and starts it again:
+// those who connected come back by themselves.
+func TestReconnect(t *testing.T) {
+	t.Parallel()
+	n := up(t, topology(t, "line3", false))
+	n.endDaemon("h1", syscall.SIGTERM)
+	eventually(t, 2*time.Second, func() error {
+		if nb := show[[]ipcp.Neighbor](n, "h2", "neighbors"); len(nb) != 2 {
+			return fmt.Errorf("h2 has adjacencies %+v", nb)
+		}
+		return nil
+	})
+	n.restart("h1")
+	n.must("h1", ipc.OpIPCPBootstrap, ipc.BootstrapArgs{Name: "dix12", Type: "eth-dix", Layer: "dix12", Options: map[string]string{"dev": "e12"}})
+	n.must("h1", ipc.OpIPCPBootstrap, ipc.BootstrapArgs{Name: "uni.h1", Type: "unicast", Layer: "uni", Autobind: true})
+	n.must("h1", ipc.OpNameRegister, ipc.RegisterArgs{Name: "uni.h1", Layers: []string{"dix12"}})
+	addr := n.address("h1", "uni")
+	eventually(t, 10*time.Second, func() error {
+		if n.route("h3", addr) == nil {
+			return fmt.Errorf("h3 has no route to the new h1")
+		}
+		return nil
+	})
+	n.serve("h1", "echo", "uni")
+	n.create("echo", "h3")
+	pingPong(t, n.alloc(n.client("h3", "client"), "echo"), 20)
+}
+
 // TestStop ends a daemon in the ordinary way: nothing is left of it.
 func TestStop(t *testing.T) {
 	t.Parallel()

@@ -40,6 +40,20 @@ func TestLine3Generic(t *testing.T) {
 	}
 }
 
+// TestShipped builds the networks that the project ships, programs and all, and
+// does their checks.
+func TestShipped(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"line3", "ring4", "mesh4", "grid9", "fattree"} {
+		t.Run(name, func(t *testing.T) { // one after the other: together they are 40 daemons
+			n := prepare(t, topology(t, name, true))
+			if err := n.Run(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // TestGrid9 has data cross four hops.
 func TestGrid9(t *testing.T) {
 	t.Parallel()
