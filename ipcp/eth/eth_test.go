@@ -34,11 +34,14 @@ var (
 )
 
 // host answers requests with answer, in another goroutine; nil: never.
-type host struct{ answer func(ipcp.Incoming) }
+type host struct {
+	answer  func(ipcp.Incoming)
+	running sync.WaitGroup // answers
+}
 
 func (h *host) FlowArrived(_ ipcp.Layer, in ipcp.Incoming) {
 	if h.answer != nil {
-		go h.answer(in)
+		h.running.Go(func() { h.answer(in) })
 	}
 }
 
@@ -49,7 +52,7 @@ func (h *host) AllocFlow(context.Context, ipcp.Layer, string, qos.Spec) (ipcp.Fl
 // accept returns a host that accepts everything and hands the flows over.
 func accept(reply string) (*host, chan ipcp.Flow) {
 	flows := make(chan ipcp.Flow, 64)
-	return &host{func(in ipcp.Incoming) {
+	return &host{answer: func(in ipcp.Incoming) {
 		if f, err := in.Accept([]byte(reply)); err == nil {
 			flows <- f
 		}
@@ -258,7 +261,7 @@ func TestUnknownName(t *testing.T) {
 func TestRefuse(t *testing.T) {
 	var hub ethtest.Hub
 	a := boot(t, hub.Port(macA, 1500), &host{})
-	b := boot(t, hub.Port(macB, 1500), &host{func(in ipcp.Incoming) { in.Refuse(o7serr.ENAME.Code()); in.Refuse(-1) }})
+	b := boot(t, hub.Port(macB, 1500), &host{answer: func(in ipcp.Incoming) { in.Refuse(o7serr.ENAME.Code()); in.Refuse(-1) }})
 	if err := b.Register(hash); err != nil {
 		t.Fatal(err)
 	}
@@ -286,7 +289,7 @@ func TestRenew(t *testing.T) {
 		var got []string
 		flows := make(chan ipcp.Flow, 2)
 		a := boot(t, hub.Port(macA, 1500), &host{})
-		b := boot(t, hub.Port(macB, 1500), &host{func(in ipcp.Incoming) {
+		b := boot(t, hub.Port(macB, 1500), &host{answer: func(in ipcp.Incoming) {
 			got = append(got, string(in.Data()))
 			f, err := in.Accept(append([]byte("reply to "), in.Data()...))
 			if err != nil {
@@ -326,7 +329,7 @@ func TestTimeout(t *testing.T) {
 		var hub ethtest.Hub
 		a := boot(t, hub.Port(macA, 1500), &host{})
 		asked := make(chan ipcp.Incoming, 1)
-		b := boot(t, hub.Port(macB, 1500), &host{func(in ipcp.Incoming) { asked <- in }})
+		b := boot(t, hub.Port(macB, 1500), &host{answer: func(in ipcp.Incoming) { asked <- in }})
 		if err := b.Register(hash); err != nil {
 			t.Fatal(err)
 		}
@@ -581,7 +584,7 @@ func TestConcurrent(t *testing.T) {
 		return 1
 	}
 	var open sync.WaitGroup
-	h := &host{func(in ipcp.Incoming) {
+	h := &host{answer: func(in ipcp.Incoming) {
 		f, err := in.Accept(nil)
 		if err != nil {
 			t.Error(err)
@@ -630,6 +633,7 @@ func TestConcurrent(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	h.running.Wait() // the answer to a request may go on after the flow was closed
 	open.Wait()
 	if n := counters(a)["flows"] + counters(b)["flows"]; n != 0 {
 		t.Errorf("%d flows left", n)
