@@ -5,6 +5,7 @@ import (
 	crand "crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/o7s/o7s-router/control/flowalloc"
@@ -23,10 +24,11 @@ func (l *Layer) newAllocator(cfg ipcp.Config, addr uint64) *flowalloc.Allocator 
 
 // allocation is our request for a flow, while it waits for the reply.
 type allocation struct {
-	req  ipcp.AllocRequest
-	flow *flow
-	done chan allocResult // of length 1
-	over bool             // answered or given up; owned by the loop
+	req    ipcp.AllocRequest
+	flow   *flow
+	others []uint64         // that the directory named, too, and were not asked
+	done   chan allocResult // of length 1
+	over   bool             // answered or given up; owned by the loop
 }
 
 type allocResult struct {
@@ -74,7 +76,7 @@ func (l *Layer) request(now time.Time, a *allocation, addrs []uint64) {
 		return
 	}
 	f.local = eid
-	a.flow = f
+	a.flow, a.others = f, addrs[1:]
 	l.fa.Lookup(eid).SetUser(f)
 	l.allocs[eid] = a
 }
@@ -172,6 +174,11 @@ func (l *Layer) allocatorEvent(now time.Time, e flowalloc.Event) {
 		if a != nil {
 			delete(l.allocs, e.EID)
 			l.dir.Forget(now, a.req.Hash, a.flow.remoteAddr)
+			if e.Code == o7serr.ENAME.Code() && len(a.others) > 0 && a.req.Renew != nil {
+				a.req.Data = a.req.Renew()
+				l.request(now, a, a.others)
+				return
+			}
 			a.finish(nil, refusal(e.Code))
 		}
 	case flowalloc.Renew:
@@ -191,14 +198,24 @@ func (l *Layer) allocatorEvent(now time.Time, e flowalloc.Event) {
 
 // renew makes a new request after a second of silence: a reference member loses
 // some (spec 21 oddities 3 and 5), and an identical one must not be repeated.
+// Another member that serves the name, too, is asked instead: the silent one
+// may have died, and its entry in the directory lives on for a day.
 func (l *Layer) renew(now time.Time, eid uint64, a *allocation) {
 	delete(l.allocs, eid)
-	neu, err := l.fa.Reissue(now, eid, a.flow.remoteAddr, a.req.Renew())
+	f := a.flow
+	if len(a.others) > 0 {
+		l.dir.Forget(now, a.req.Hash, f.remoteAddr)
+		f = l.newFlow(a.others[0], a.req.QoS)
+		a.others = append(slices.Clone(a.others[1:]), a.flow.remoteAddr)
+	}
+	neu, err := l.fa.Reissue(now, eid, f.remoteAddr, a.req.Renew())
 	if err != nil {
 		a.finish(nil, fmt.Errorf("second flow request: %w", err))
 		return
 	}
-	a.flow.local = neu
+	f.local = neu
+	a.flow = f
+	l.fa.Lookup(neu).SetUser(f)
 	l.allocs[neu] = a
 }
 

@@ -359,6 +359,57 @@ func TestRefusals(t *testing.T) {
 	})
 }
 
+// TestOtherRegistrant: when two members serve a name and one of them refuses,
+// or is silent because it lost the request or died, the other one is found
+// within one allocation.
+func TestOtherRegistrant(t *testing.T) {
+	for _, bad := range []string{"b", "c"} { // one of them is asked first
+		for _, tc := range []struct {
+			name string
+			app  func(ipcp.Incoming)
+			most time.Duration
+		}{
+			{"refuses", func(in ipcp.Incoming) { in.Refuse(o7serr.ENAME.Code()) }, 100 * time.Millisecond},
+			{"silent", func(ipcp.Incoming) {}, 1100 * time.Millisecond},
+		} {
+			t.Run(bad+" "+tc.name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					w := newWorld(t)
+					end := w.line(ipcp.LinkState, "a", "b", "c")
+					w.echo("b")
+					w.echo("c")
+					w.mu.Lock()
+					w.apps[bad] = tc.app
+					w.mu.Unlock()
+					w.must(w.members["b"].Register(nameHash("svc")))
+					w.must(w.members["c"].Register(nameHash("svc")))
+					time.Sleep(2 * time.Second)
+					n := 0
+					start := time.Now()
+					f, data, err := w.members["a"].Alloc(context.Background(), ipcp.AllocRequest{
+						Hash: nameHash("svc"), QoS: qos.Raw, Data: []byte("request 0"),
+						Renew: func() []byte { n++; return fmt.Appendf(nil, "request %d", n) },
+					})
+					w.must(err)
+					if want := fmt.Sprintf("reply to request %d", n); string(data) != want {
+						t.Errorf("piggyback %q, want %q", data, want)
+					}
+					if d := time.Since(start); d > tc.most {
+						t.Errorf("took %v", d)
+					}
+					c := &collector{}
+					f.SetSink(c)
+					if !ping(f, c, "hello") {
+						t.Error("no echo")
+					}
+					w.must(f.Close())
+					end()
+				})
+			})
+		}
+	}
+}
+
 // TestFreshName: a name is found as soon as the layer stands, though its
 // directory is still forming.
 func TestFreshName(t *testing.T) {
