@@ -3,6 +3,7 @@ package core
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -381,7 +382,7 @@ func (c *Core) replied(from MAC, m *wire.EthMgmt) {
 		if code == o7serr.ENAME.Code() { // it was served there, but is not any more
 			c.forget(f.hash, f.mac)
 		}
-		c.fail(f, o7serr.FromCode(code, ""))
+		c.fail(f, fmt.Errorf("peer refused the flow: %w", o7serr.FromCode(code, "")))
 	case !usable(m.SrcEID):
 		c.n.BadEndpoint++
 	default:
