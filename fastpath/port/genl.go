@@ -60,11 +60,19 @@ func (d *netdev) close() {
 	}
 }
 
+// genlHeader is the header of a generic netlink message: command, version and
+// two reserved bytes, which the kernel wants to be zero. nl.Genlmsg has memory
+// for the first two only and sends whatever lies behind it.
+type genlHeader [nl.SizeofGenlmsg]byte
+
+func (genlHeader) Len() int            { return nl.SizeofGenlmsg }
+func (h genlHeader) Serialize() []byte { return h[:] }
+
 // xdpFeatures returns the device's xdpFeature bits.
 func (d *netdev) xdpFeatures(ifindex int) (uint64, error) {
 	req := nl.NewNetlinkRequest(int(d.family), 0)
 	req.Sockets = d.socks
-	req.AddData(&nl.Genlmsg{Command: netdevCmdDevGet, Version: 1})
+	req.AddData(genlHeader{netdevCmdDevGet, 1})
 	req.AddData(nl.NewRtAttr(netdevAttrIfindex, nl.Uint32Attr(uint32(ifindex))))
 	msgs, err := req.Execute(unix.NETLINK_GENERIC, 0)
 	if err != nil {
