@@ -29,8 +29,12 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	built = filepath.Join(dir, "o7s-router")
-	build := exec.Command("go", "build", "-trimpath", "-o", built, "github.com/o7s/o7s-router/cmd/o7s-router")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	args, cgo := []string{"build", "-trimpath", "-o", built}, "CGO_ENABLED=0"
+	if raced {
+		args, cgo = append(args, "-race"), "CGO_ENABLED=1"
+	}
+	build := exec.Command("go", append(args, "github.com/o7s/o7s-router/cmd/o7s-router")...)
+	build.Env = append(os.Environ(), cgo)
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build o7s-router: %v\n%s", err, out)
 		return 1

@@ -88,6 +88,7 @@ func prepare(t *testing.T, top *lab.Topology) *network {
 	}
 	n := &network{Lab: l, t: t, state: state}
 	t.Cleanup(func() {
+		n.searchLogs()
 		if t.Failed() {
 			n.dumpLogs()
 		}
@@ -97,6 +98,22 @@ func prepare(t *testing.T, top *lab.Topology) *network {
 		n.nothingLeft()
 	})
 	return n
+}
+
+// searchLogs looks for what no process may write.
+func (n *network) searchLogs() {
+	n.t.Helper()
+	for _, h := range n.Topology().Hosts {
+		files, _ := filepath.Glob(filepath.Join(n.RunDir(h), "*.log"))
+		for _, f := range files {
+			b, _ := os.ReadFile(f)
+			for _, bad := range []string{"DATA RACE", "panic: ", "fatal error: ", "goroutine 1 ["} {
+				if i := bytes.Index(b, []byte(bad)); i >= 0 {
+					n.t.Errorf("%s: %s:\n%s", h, filepath.Base(f), b[i:min(len(b), i+4000)])
+				}
+			}
+		}
+	}
 }
 
 func (n *network) dumpLogs() {
