@@ -112,27 +112,28 @@ func Routes(n uint32, via, alternate *fastpath.Wire) []fastpath.Route {
 }
 
 // Flatten lays the routes to 1..n out as a plain array with one entry per
-// address, for the programs that look there. The layer's table is overwritten:
-// it needs no more memory than this, and nothing else may touch it afterwards.
+// address, for the programs that look there. It overwrites all tables, and
+// nothing else may touch them afterwards.
 func (r *Router) Flatten(n uint32) error {
 	t := r.Plane.Tables()
 	for i := range t.Layers {
 		if atomic.LoadUint64(&t.Layers[i].Addr) != self {
 			continue
 		}
-		ref := fib.Ref(atomic.LoadUint64(&t.Layers[i].Fib))
-		nh := fib.Find(t.FIB, ref, 1)
-		if ref.Buckets()*fib.Slots <= n {
+		nh := fib.Find(t.FIB, fib.Ref(atomic.LoadUint64(&t.Layers[i].Fib)), 1)
+		array := fib.MakeRef(1, n/fib.Slots+1) // bucket 0 is what no table looks like
+		first := array.Base() * fib.Slots
+		if int(first+array.Buckets()*fib.Slots) > len(t.FIB) {
 			return errors.New("the table has no room for an array")
 		}
-		region := t.FIB[ref.Base()*fib.Slots : (ref.Base()+ref.Buckets())*fib.Slots]
-		for a := range region {
+		for a := range array.Buckets() * fib.Slots {
 			e := uint64(0)
-			if a > 0 && uint32(a) <= n {
+			if a > 0 && a <= n {
 				e = uint64(a) | uint64(nh)<<32
 			}
-			atomic.StoreUint64(&region[a], e)
+			atomic.StoreUint64(&t.FIB[first+a], e)
 		}
+		atomic.StoreUint64(&t.Layers[i].Fib, uint64(array))
 		return nil
 	}
 	return errors.New("no layer")
