@@ -33,6 +33,10 @@ const volatile __u32 flow_buckets = 2048; /* entries of flows */
  * spreads consecutive addresses evenly. */
 #define FIB_MULTIPLIER 0x9e3779b97f4a7c15ULL
 
+/* Narrow tables: factors of the two bijections of addresses. */
+#define FIB_NARROW_FIRST 0x9e3779b1U
+#define FIB_NARROW_SECOND 0x85ebca6bU
+
 static __always_inline __u32 scale(__u32 hash, __u32 n)
 {
 	return ((__u64)hash * n) >> 32;
@@ -93,6 +97,57 @@ static __always_inline __u64 bucket_find(const struct bucket *b, __u32 place, __
 	return found;
 }
 
+#define KEEP(x) asm volatile("" : "+r"(x))
+
+/* The next hop of a key in half of a narrow bucket, 0 when it is not there. Both
+ * halves of a word are compared at once: where the key bits differ in nothing,
+ * taking 1 from that half fills its next-hop bits, and nowhere else does it
+ * change them, for a difference of keys is even, so it bears 1 for itself and 1
+ * that the lower half borrows. */
+static __always_inline __u32 narrow_half_find(const __u64 *entry, __u32 key)
+{
+	__u64 one = FIB_NARROW_BOTH, mask = FIB_NARROW_KEY * FIB_NARROW_BOTH, want, found = 0;
+
+	/* The compiler should neither make the constants anew for each word, nor
+	 * read all words first and run out of registers. */
+	KEEP(one);
+	KEEP(mask);
+	want = key * one;
+#pragma unroll
+	for (int i = 0; i < FIB_SLOTS / 2; i++) {
+		__u64 d = *(volatile __u64 *)&entry[i] ^ want;
+
+		found |= d & ((d & mask) - one);
+		KEEP(found);
+	}
+	return (found | found >> 32) >> FIB_NARROW_HOP & (MAX_NEXTHOPS - 1);
+}
+
+/* The next hop of the address that is x in a bijection, see structs.h. Where x
+ * is in its bucket's range names a half; most entries are there. */
+static __always_inline __u32 narrow_bucket_find(__u64 ref, __u32 x, __u32 choice)
+{
+	__u32 n = ref >> 32 & ~FIB_NARROW, place = scale(x, 2 * n), key = ref + place / 2, nh;
+	struct bucket *b = bpf_map_lookup_elem(&fib, &key);
+
+	if (!b)
+		return 0;
+	key = (x << 1 & FIB_NARROW_TAG) | choice;
+	nh = narrow_half_find(&b->entry[place % 2 * (FIB_SLOTS / 2)], key);
+	if (nh)
+		return nh;
+	return narrow_half_find(&b->entry[(place + 1) % 2 * (FIB_SLOTS / 2)], key);
+}
+
+static __always_inline __u32 narrow_find(__u64 ref, __u32 addr)
+{
+	__u32 nh = narrow_bucket_find(ref, addr * FIB_NARROW_FIRST, 0);
+
+	if (nh)
+		return nh;
+	return narrow_bucket_find(ref, (addr ^ addr >> 16) * FIB_NARROW_SECOND, FIB_NARROW_CHOICE);
+}
+
 /* Next hop of a 4-byte address: the second bucket is read only when the first
  * has no match. A writer moves an entry only from its first to its second
  * bucket and writes the new place before it clears the old one, so reading in
@@ -104,6 +159,8 @@ static __always_inline __u32 fib_find(__u64 ref, __u32 addr)
 	struct bucket *b;
 	__u32 place, key;
 
+	if (n & FIB_NARROW)
+		return narrow_find(ref, addr);
 	place = scale(h >> 32, n * FIB_SLOTS);
 	key = base + place / FIB_SLOTS;
 	b = bpf_map_lookup_elem(&fib, &key);

@@ -58,7 +58,7 @@ enum {
 
 /* A unicast layer (one member of it). */
 struct layer {
-	__u64 fib;       /* low half: first bucket, high half: number of buckets */
+	__u64 fib;       /* low half: first bucket, high half: number of buckets | FIB_NARROW */
 	__u64 addr;      /* own address, 0: none yet */
 	__u32 addr_size; /* 4 or 8 bytes on the wire */
 	__u32 pad[3];
@@ -68,10 +68,23 @@ struct layer {
  * One bucket of the forwarding table. An entry is {address, next hop} in the
  * low and high half of a word; 0 is an empty entry (address 0 is invalid and
  * next hop 0 is never used).
+ *
+ * In a narrow table, which large ones are, each half of a word is an entry: bit
+ * 0 says that it is in use, then come a tag, a bit that says which of the two
+ * choices of the address the bucket is, and the next hop. Bucket and tag
+ * together are a bijection of the address (package fastpath/fib has the proof),
+ * so the tag is all there is to compare.
  */
 struct bucket {
 	__u64 entry[FIB_SLOTS];
 };
+
+#define FIB_NARROW 0x80000000U         /* in the number of buckets of layer.fib */
+#define FIB_NARROW_TAG 0x7fffeU        /* bits 1-18 */
+#define FIB_NARROW_CHOICE 0x80000U     /* bit 19: the second */
+#define FIB_NARROW_KEY 0xffffeULL      /* tag and choice */
+#define FIB_NARROW_HOP 20              /* bits 20-31 */
+#define FIB_NARROW_BOTH 0x100000001ULL /* a factor: the same in both halves of a word */
 
 /* Key of the table for 8-byte addresses. */
 struct fib8_key {

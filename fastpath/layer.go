@@ -70,7 +70,7 @@ func (p *Plane) NewLayer(name string, addr uint64, addrSize int) (*Layer, error)
 		return nil, err
 	}
 	l := &Layer{plane: p, name: name, slot: slot, size: addrSize, hops: map[hopKey]*hop{}, routes: map[uint64]uint32{}, apps: map[uint32]*App{}}
-	ref, ok := p.allocRegion(fib.BucketsFor(0))
+	ref, ok := p.allocRegion(fib.SizeFor(0))
 	if !ok {
 		p.layerSlot.Free(slot)
 		return nil, fmt.Errorf("%w: no more routes (option MaxRoutes)", ErrTableFull)
@@ -251,12 +251,11 @@ func (l *Layer) Replace(routes []Route) error {
 // rebuild builds a table and switches to it. plane.mu is held.
 func (l *Layer) rebuild(routes []Route, set *hopSet) error {
 	p := l.plane
-	buckets := fib.BucketsFor(len(routes))
-	for {
-		ref, ok := p.allocRegion(buckets)
+	for size := fib.SizeFor(len(routes)); ; size = size.Retry(len(routes)) {
+		ref, ok := p.allocRegion(size)
 		if !ok {
 			return fmt.Errorf("%w: %d routes need %d buckets, the largest free region has %d (option MaxRoutes)",
-				ErrTableFull, len(routes), buckets, p.arena.Largest())
+				ErrTableFull, len(routes), size.Buckets, p.arena.Largest())
 		}
 		next := fib.NewTable(p.t.FIB, ref)
 		err := l.fill(next, routes, set)
@@ -268,18 +267,17 @@ func (l *Layer) rebuild(routes []Route, set *hopSet) error {
 		if !errors.Is(err, fib.ErrFull) {
 			return err
 		}
-		buckets += buckets / 4 // unlucky addresses: more room
 	}
 }
 
-// allocRegion reserves buckets, after a reclaim if need be. mu is held.
-func (p *Plane) allocRegion(buckets uint32) (fib.Ref, bool) {
-	ref, ok := p.arena.Alloc(buckets)
+// allocRegion reserves a region, after a reclaim if need be. mu is held.
+func (p *Plane) allocRegion(size fib.Size) (fib.Ref, bool) {
+	ref, ok := p.arena.Alloc(size.Buckets)
 	if !ok {
 		p.reclaim()
-		ref, ok = p.arena.Alloc(buckets)
+		ref, ok = p.arena.Alloc(size.Buckets)
 	}
-	return ref, ok
+	return size.Ref(ref), ok
 }
 
 func (l *Layer) fill(t *fib.Table, routes []Route, set *hopSet) error {
@@ -409,10 +407,10 @@ func (l *Layer) Set(r Route) error {
 // grow moves the table to a larger region and adds an entry. plane.mu is held.
 func (l *Layer) grow(dst, nh uint32) error {
 	p := l.plane
-	buckets := l.table.Ref().Buckets()
-	for {
-		buckets += buckets/2 + 1
-		ref, ok := p.allocRegion(buckets)
+	n := l.table.Len()
+	n += n/4 + 8
+	for size := fib.SizeFor(n); ; size = size.Retry(n) {
+		ref, ok := p.allocRegion(size)
 		if !ok {
 			return fmt.Errorf("%w: %d routes (option MaxRoutes)", ErrTableFull, l.table.Len())
 		}

@@ -120,7 +120,7 @@ func newPlane(o Options, open opener) (*Plane, error) {
 	c := tables.Config{
 		Ports: o.MaxPorts + 1, EthBlocks: o.MaxEthBlocks + 1, Layers: tables.MaxLayers,
 		// Twice, so that a new table is built beside the one in use.
-		Buckets:  2*int(fib.BucketsFor(o.MaxRoutes)) + 1024,
+		Buckets:  2*int(fib.WideSizeFor(o.MaxRoutes).Buckets) + 1024,
 		NextHops: tables.MaxNextHops, Wires: tables.MaxWires, Apps: maxApps, FlowBuckets: flowBuckets,
 		FIB8: o.MaxRoutes,
 	}

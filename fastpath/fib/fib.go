@@ -1,70 +1,93 @@
 // Package fib is the forwarding table of 4-byte addresses: buckets of one
-// cache line with eight entries of 8 bytes {address, next hop}. Every address
-// has two buckets and is in the first of them when it fits, so a lookup reads
-// one line, seldom two, at any size.
+// cache line. Every address has two buckets and is in the first of them when
+// it fits, so a lookup reads one line, seldom two, at any size.
+//
+// There are two layouts. Wide buckets have eight entries of 8 bytes {address,
+// next hop}. Narrow ones have sixteen of 4 bytes: a large table costs what its
+// cache and TLB misses cost, so it is worth a few instructions to halve it.
+// There the buckets are chosen by invertible functions of the address, and the
+// entry has only what the bucket does not tell: the match is exact all the
+// same. The reference of a table names its layout.
 //
 // A table is a region of consecutive buckets in an arena: memory that XDP
 // programs read at the same moment (or plain memory). There is one writer;
-// readers use no lock. An entry is changed with one 8-byte store. A reader
-// looks at the first bucket, then at the second; the writer moves an entry
-// only from its first to its second bucket and writes the new place before it
-// reuses the old one. So a reader never misses an entry that is there and
-// never sees half of one.
+// readers use no lock. An entry is changed with one store of the 8-byte word
+// that it is (in). A reader looks at the first bucket, then at the second; the
+// writer moves an entry only from its first to its second bucket and writes the
+// new place before it reuses the old one. So a reader never misses an entry
+// that is there and never sees half of one.
 package fib
 
 import (
 	"errors"
+	"fmt"
 	"iter"
 	"sync/atomic"
 )
 
-// Slots is the number of entries of a bucket: 8 of 8 bytes fill a cache line.
+// Slots is the number of words of a bucket: 8 of 8 bytes fill a cache line. It
+// is also the number of entries of a wide bucket.
 const Slots = 8
 
 // multiplier is 2^64 / phi: the halves of the product are the two bucket
-// choices, and consecutive addresses are spread evenly (pipeline.h has it too).
+// choices of a wide table, and consecutive addresses are spread evenly
+// (pipeline.h has it too).
 const multiplier = 0x9e3779b97f4a7c15
 
 // ErrFull means that an entry finds no place: the table needs more buckets.
 var ErrFull = errors.New("forwarding table is full")
 
 // Ref says where a table is, in one word that readers load atomically: the
-// first bucket in the low half, the number of buckets in the high half. The
-// zero Ref is an empty table.
+// first bucket in the low half, the number of buckets in the high half, whose
+// top bit says that the table is narrow. The zero Ref is an empty table.
 type Ref uint64
 
-// MakeRef returns the reference of the buckets [base, base+buckets).
+const narrowFlag Ref = 1 << 63
+
+// MakeRef returns the reference of the buckets [base, base+buckets), wide.
 func MakeRef(base, buckets uint32) Ref { return Ref(base) | Ref(buckets)<<32 }
 
 // Base is the first bucket.
 func (r Ref) Base() uint32 { return uint32(r) }
 
 // Buckets is the number of buckets.
-func (r Ref) Buckets() uint32 { return uint32(r >> 32) }
+func (r Ref) Buckets() uint32 { return uint32((r &^ narrowFlag) >> 32) }
 
-// choices returns the preferred word of an address in its first and second
-// bucket. Most entries are in the preferred place of the first: the program
-// looks there before it compares all eight.
-func (r Ref) choices(addr uint32) (first, second uint32) {
+// Narrow tells whether entries have 4 bytes.
+func (r Ref) Narrow() bool { return r&narrowFlag != 0 }
+
+// layout is how the entries of a table look: the bits under keyMask say whose
+// entry it is, those above are the next hop. 0 is an empty entry.
+type layout struct {
+	slots   uint32 // entries of a bucket
+	keyMask uint64
+	hop     uint   // lowest bit of the next hop
+	maxHop  uint32 // largest next hop
+}
+
+var (
+	wide   = layout{slots: Slots, keyMask: 1<<32 - 1, hop: 32, maxHop: 1<<32 - 1}
+	narrow = layout{slots: narrowSlots, keyMask: 1<<narrowHop - 1, hop: narrowHop, maxHop: 1<<(32-narrowHop) - 1}
+)
+
+// spot is one of the two places of an address: an entry of the bucket around
+// slot whose key is key. Slots count from the start of the arena.
+type spot struct {
+	slot uint32
+	key  uint64
+}
+
+// spots returns the places of an address. The slot is the preferred one of its
+// bucket: the program looks there, or in a narrow table in the half bucket that
+// starts there, before it compares all, and most entries are there.
+func (r Ref) spots(addr uint32) (first, second spot) {
+	if r.Narrow() {
+		return r.narrowSpots(addr)
+	}
 	h := uint64(addr) * multiplier
 	n := uint64(r.Buckets()) * Slots
 	base := r.Base() * Slots
-	return base + uint32((h>>32)*n>>32), base + uint32((h&0xffffffff)*n>>32)
-}
-
-// find returns the next hop of addr in the bucket around word w.
-func find(arena []uint64, w, addr uint32) uint32 {
-	if e := atomic.LoadUint64(&arena[w]); uint32(e) == addr {
-		return uint32(e >> 32)
-	}
-	w &^= Slots - 1
-	b := arena[w : w+Slots]
-	for i := range b {
-		if e := atomic.LoadUint64(&b[i]); uint32(e) == addr {
-			return uint32(e >> 32)
-		}
-	}
-	return 0
+	return spot{base + uint32((h>>32)*n>>32), uint64(addr)}, spot{base + uint32((h&0xffffffff)*n>>32), uint64(addr)}
 }
 
 // Find returns the next hop of addr in the table at ref, 0 when there is none.
@@ -73,31 +96,95 @@ func Find(arena []uint64, ref Ref, addr uint32) uint32 {
 	if ref.Buckets() == 0 || addr == 0 {
 		return 0
 	}
-	first, second := ref.choices(addr)
-	if nh := find(arena, first, addr); nh != 0 {
+	find := findWide
+	if ref.Narrow() {
+		find = findNarrow
+	}
+	first, second := ref.spots(addr)
+	if nh := find(arena, first); nh != 0 {
 		return nh
 	}
-	return find(arena, second, addr)
+	return find(arena, second)
 }
 
-// BucketsFor returns how many buckets a table of n entries should have: three
-// quarters full, so that nearly every entry is in its first bucket and some
-// can be added in place (1 000 000 entries take 10.7 MB).
-func BucketsFor(n int) uint32 { return uint32(n/6 + 8) }
+func findWide(arena []uint64, s spot) uint32 {
+	if e := atomic.LoadUint64(&arena[s.slot]); e&wide.keyMask == s.key {
+		return uint32(e >> wide.hop)
+	}
+	w := s.slot &^ (Slots - 1)
+	b := arena[w : w+Slots]
+	for i := range b {
+		if e := atomic.LoadUint64(&b[i]); e&wide.keyMask == s.key {
+			return uint32(e >> wide.hop)
+		}
+	}
+	return 0
+}
+
+// Size is what a table of some number of entries should have.
+type Size struct {
+	Buckets uint32
+	Narrow  bool
+}
+
+// narrowFrom is the number of entries from which on a table is narrow. Wide ones
+// of this size (2.7 MB) no longer fit a core's second-level cache; narrow ones
+// of much fewer entries would be below NarrowMin.
+const narrowFrom = 250_000
+
+// SizeFor returns the size of a table for n entries, at which nearly every
+// entry is in its first bucket and some can be added in place. Wide tables are
+// three quarters full (100 000 entries take 1.07 MB), narrow ones, whose
+// buckets have more entries, 85 .
+func SizeFor(n int) Size {
+	if n >= narrowFrom {
+		return Size{Buckets: uint32(n/14 + 8), Narrow: true}
+	}
+	return WideSizeFor(n)
+}
+
+// WideSizeFor is SizeFor without narrow tables.
+func WideSizeFor(n int) Size { return Size{Buckets: uint32(n/6 + 8)} }
+
+// Retry is the size to try when n entries, the addresses being unlucky, found
+// no room in this one.
+func (s Size) Retry(n int) Size {
+	if s.Narrow {
+		return WideSizeFor(n)
+	}
+	return Size{Buckets: s.Buckets + s.Buckets/4 + 1}
+}
+
+// Ref gives a region of the size's number of buckets its layout.
+func (s Size) Ref(region Ref) Ref {
+	if s.Narrow {
+		region |= narrowFlag
+	}
+	return region
+}
 
 // Table is the writer's view of a region. It is not safe for concurrent use
 // (readers use Find).
 type Table struct {
+	layout
 	arena []uint64
 	ref   Ref
 	n     int
 }
 
 // NewTable returns an empty table at ref, which it clears: no reader may know
-// of the region yet (or any more).
+// of the region yet (or any more). A narrow table has at least NarrowMin
+// buckets.
 func NewTable(arena []uint64, ref Ref) *Table {
+	t := &Table{layout: wide, arena: arena, ref: ref}
+	if ref.Narrow() {
+		if ref.Buckets() < NarrowMin {
+			panic("narrow forwarding table is too small")
+		}
+		t.layout = narrow
+	}
 	clear(arena[ref.Base()*Slots : (ref.Base()+ref.Buckets())*Slots])
-	return &Table{arena: arena, ref: ref}
+	return t
 }
 
 // Ref is the table's reference.
@@ -106,66 +193,95 @@ func (t *Table) Ref() Ref { return t.ref }
 // Len is the number of entries.
 func (t *Table) Len() int { return t.n }
 
-// slot returns the word of addr's entry, -1 when there is none.
-func (t *Table) slot(addr uint32) int {
-	first, second := t.ref.choices(addr)
-	for _, w := range [2]uint32{first, second} {
-		if uint32(t.arena[w]) == addr {
-			return int(w)
-		}
-		w &^= Slots - 1
-		for i, e := range t.arena[w : w+Slots] {
-			if uint32(e) == addr {
-				return int(w) + i
-			}
-		}
+func (t *Table) load(slot uint32) uint64 {
+	if t.slots == narrowSlots {
+		return t.arena[slot/2] >> (slot % 2 * 32) & (1<<32 - 1)
 	}
-	return -1
+	return t.arena[slot]
 }
 
-// free returns a free word of the bucket around w, best w itself, -1 when the
-// bucket is full.
-func (t *Table) free(w uint32) int {
-	if t.arena[w] == 0 {
-		return int(w)
+// store writes the whole word, also where the entry is half of it: there is no
+// other writer.
+func (t *Table) store(slot uint32, e uint64) {
+	if t.slots == narrowSlots {
+		shift := slot % 2 * 32
+		slot /= 2
+		e = t.arena[slot]&^((1<<32-1)<<shift) | e<<shift
 	}
-	w &^= Slots - 1
-	for i, e := range t.arena[w : w+Slots] {
-		if e == 0 {
-			return int(w) + i
-		}
-	}
-	return -1
+	atomic.StoreUint64(&t.arena[slot], e)
 }
 
-func (t *Table) store(i int, e uint64) { atomic.StoreUint64(&t.arena[i], e) }
+// bucket returns the first slot of the bucket around a slot.
+func (t *Table) bucket(slot uint32) uint32 { return slot &^ (t.slots - 1) }
 
-// Set inserts or changes the entry of addr; neither may be 0. ErrFull leaves
-// the table as it was.
+const none = ^uint32(0)
+
+// find returns the slot of the entry of a place, none when it is not there.
+func (t *Table) find(s spot) uint32 {
+	if t.load(s.slot)&t.keyMask == s.key {
+		return s.slot
+	}
+	b := t.bucket(s.slot)
+	for i := b; i < b+t.slots; i++ {
+		if t.load(i)&t.keyMask == s.key {
+			return i
+		}
+	}
+	return none
+}
+
+// free returns a free slot of the bucket around slot, the first one from slot
+// on, none when the bucket is full.
+func (t *Table) free(slot uint32) uint32 {
+	b := t.bucket(slot)
+	for i := range t.slots {
+		if s := b + (slot+i)%t.slots; t.load(s) == 0 {
+			return s
+		}
+	}
+	return none
+}
+
+// addr returns whose entry e in a slot is.
+func (t *Table) addr(slot uint32, e uint64) uint32 {
+	if t.ref.Narrow() {
+		return t.ref.narrowAddr(slot, e)
+	}
+	return uint32(e)
+}
+
+// Set inserts or changes the entry of addr; neither may be 0, and a next hop
+// in a narrow table is less than 4096. ErrFull leaves the table as it was.
 func (t *Table) Set(addr, nexthop uint32) error {
-	if addr == 0 || nexthop == 0 {
-		return errors.New("address and next hop must not be 0")
+	if addr == 0 || nexthop == 0 || nexthop > t.maxHop {
+		return fmt.Errorf("address %#x, next hop %d: must not be 0, next hop at most %d", addr, nexthop, t.maxHop)
 	}
 	if t.ref.Buckets() == 0 {
 		return ErrFull
 	}
-	e := uint64(addr) | uint64(nexthop)<<32
-	first, second := t.ref.choices(addr)
-	i := t.slot(addr)
-	if i < 0 {
-		i = t.free(first)
-		if i < 0 {
-			i = t.free(second)
+	first, second := t.ref.spots(addr)
+	key := first.key
+	slot := t.find(first)
+	if slot == none {
+		if slot = t.find(second); slot != none {
+			key = second.key
 		}
-		if i < 0 {
-			i = t.makeRoom(first, second)
-		}
-		if i < 0 {
-			return ErrFull
+	}
+	if slot == none {
+		if slot = t.free(first.slot); slot == none {
+			if slot = t.free(second.slot); slot == none {
+				slot = t.makeRoom(first.slot, second.slot)
+			}
+			if slot == none {
+				return ErrFull
+			}
+			if t.bucket(slot) != t.bucket(first.slot) {
+				key = second.key
+			}
 		}
 		t.n++
 	}
-	t.store(i, e)
+	t.store(slot, key|uint64(nexthop)<<t.hop)
 	return nil
 }
 
@@ -175,31 +291,32 @@ const searched = 64
 
 // step is an entry that could move to its second bucket to make room.
 type step struct {
-	from   int    // word of the entry
-	to     uint32 // preferred word in its second bucket
+	from   uint32 // slot of the entry
+	to     spot   // its second place
 	parent int    // the step that wants this entry's place; -1: the new entry does
 }
 
-// makeRoom moves entries from their first to their second bucket until a word
-// of one of the two buckets can be overwritten, and returns that word, -1 when
-// there is no way. It is a breadth-first search, so it moves as few as it can.
-func (t *Table) makeRoom(first, second uint32) int {
-	var steps [searched * Slots]step
+// makeRoom moves entries from their first to their second bucket until a slot
+// of one of the two buckets can be overwritten, and returns that slot, none
+// when there is no way. It is a breadth-first search, so it moves as few as it
+// can.
+func (t *Table) makeRoom(first, second uint32) uint32 {
+	var steps [searched * narrowSlots]step
 	var seen [searched]uint32 // a bucket is left once: a path never crosses itself
 	n, buckets := 0, 0
-	expand := func(w uint32, parent int) {
-		w &^= Slots - 1
-		for _, b := range seen[:buckets] {
-			if b == w {
+	expand := func(slot uint32, parent int) {
+		b := t.bucket(slot)
+		for _, s := range seen[:buckets] {
+			if s == b {
 				return
 			}
 		}
-		seen[buckets] = w
+		seen[buckets] = b
 		buckets++
-		for i, e := range t.arena[w : w+Slots] {
-			f, s := t.ref.choices(uint32(e))
-			if f&^(Slots-1) == w && s&^(Slots-1) != w {
-				steps[n] = step{int(w) + i, s, parent}
+		for i := b; i < b+t.slots; i++ {
+			f, s := t.ref.spots(t.addr(i, t.load(i)))
+			if t.bucket(f.slot) == b && t.bucket(s.slot) != b {
+				steps[n] = step{i, s, parent}
 				n++
 			}
 		}
@@ -207,20 +324,21 @@ func (t *Table) makeRoom(first, second uint32) int {
 	expand(first, -1)
 	expand(second, -1)
 	for k := 0; k < n; k++ {
-		hole := t.free(steps[k].to)
-		if hole < 0 {
+		hole := t.free(steps[k].to.slot)
+		if hole == none {
 			if buckets < searched {
-				expand(steps[k].to, k)
+				expand(steps[k].to.slot, k)
 			}
 			continue
 		}
-		for s := k; s >= 0; s = steps[s].parent {
-			t.store(hole, t.arena[steps[s].from])
-			hole = steps[s].from
+		for i := k; i >= 0; i = steps[i].parent {
+			s := &steps[i]
+			t.store(hole, t.load(s.from)&^t.keyMask|s.to.key)
+			hole = s.from
 		}
 		return hole
 	}
-	return -1
+	return none
 }
 
 // Delete removes the entry of addr and tells whether there was one.
@@ -228,11 +346,15 @@ func (t *Table) Delete(addr uint32) bool {
 	if addr == 0 || t.ref.Buckets() == 0 {
 		return false
 	}
-	i := t.slot(addr)
-	if i < 0 {
+	first, second := t.ref.spots(addr)
+	slot := t.find(first)
+	if slot == none {
+		slot = t.find(second)
+	}
+	if slot == none {
 		return false
 	}
-	t.store(i, 0)
+	t.store(slot, 0)
 	t.n--
 	return true
 }
@@ -241,8 +363,9 @@ func (t *Table) Delete(addr uint32) bool {
 // not be changed meanwhile.
 func (t *Table) All() iter.Seq2[uint32, uint32] {
 	return func(yield func(uint32, uint32) bool) {
-		for _, e := range t.arena[t.ref.Base()*Slots : (t.ref.Base()+t.ref.Buckets())*Slots] {
-			if e != 0 && !yield(uint32(e), uint32(e>>32)) {
+		end := (t.ref.Base() + t.ref.Buckets()) * t.slots
+		for i := t.ref.Base() * t.slots; i < end; i++ {
+			if e := t.load(i); e != 0 && !yield(t.addr(i, e), uint32(e>>t.hop)) {
 				return
 			}
 		}

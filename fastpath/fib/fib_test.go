@@ -69,10 +69,9 @@ func TestTableIsMap(t *testing.T) {
 	})
 }
 
-// What can be placed, by pattern of the addresses: the intended load (0.75)
-// always, with nearly all entries in their first bucket.
+// What can be placed, by pattern of the addresses: the intended load always,
+// with nearly all entries in their first bucket.
 func TestLoad(t *testing.T) {
-	const n = 60000
 	rng := rand.New(rand.NewPCG(1, 2))
 	patterns := map[string]func(i int) uint32{
 		"consecutive": func(i int) uint32 { return uint32(i) + 1 },
@@ -80,51 +79,77 @@ func TestLoad(t *testing.T) {
 		"stride4096":  func(i int) uint32 { return uint32(i+1) << 12 },
 		"random":      func(int) uint32 { return rng.Uint32() | 1 },
 	}
-	for name, pattern := range patterns {
-		t.Run(name, func(t *testing.T) {
-			buckets := BucketsFor(n)
-			arena := make([]uint64, buckets*Slots)
-			tab := NewTable(arena, MakeRef(0, buckets))
-			for i := range n {
-				if err := tab.Set(pattern(i), 1); err != nil {
-					t.Fatalf("after %d entries: %v", i, err)
+	for _, n := range []int{60_000, narrowFrom} {
+		for name, pattern := range patterns {
+			t.Run(fmt.Sprintf("%d/%s", n, name), func(t *testing.T) {
+				size := SizeFor(n)
+				tab := NewTable(make([]uint64, size.Buckets*Slots), size.Ref(MakeRef(0, size.Buckets)))
+				for i := range n {
+					if err := tab.Set(pattern(i), 1); err != nil {
+						t.Fatalf("after %d entries: %v", i, err)
+					}
 				}
-			}
-			second, preferred := 0, 0
-			for a := range tab.All() {
-				f, _ := tab.Ref().choices(a)
-				if tab.slot(a)/Slots != int(f)/Slots {
-					second++
+				place := uint32(narrowSlots / 2)
+				if !size.Narrow {
+					place = 1
 				}
-				if tab.slot(a) == int(f) {
-					preferred++
+				second, preferred := 0, 0
+				for a := range tab.All() {
+					f, _ := tab.Ref().spots(a)
+					if slot := tab.find(f); slot == none {
+						second++
+					} else if slot/place == f.slot/place {
+						preferred++
+					}
 				}
-			}
-			if share := float64(second) / n; share > 0.08 {
-				t.Errorf("%.1f %% in the second bucket", 100*share)
-			}
-			for i := 0; ; i++ {
-				if err := tab.Set(pattern(n+i), 1); err != nil {
-					break
+				if share := float64(second) / float64(n); share > 0.1 {
+					t.Errorf("%.1f %% in the second bucket", 100*share)
 				}
-			}
-			load := float64(tab.Len()) / float64(buckets*Slots)
-			t.Logf("preferred place %.1f %%, second bucket %.2f %%, full at load %.3f", 100*float64(preferred)/n, 100*float64(second)/n, load)
-			if load < 0.9 {
-				t.Errorf("full at load %.3f", load)
-			}
-		})
+				for i := 0; ; i++ {
+					if err := tab.Set(pattern(n+i), 1); err != nil {
+						break
+					}
+				}
+				load := float64(tab.Len()) / float64(size.Buckets*tab.slots)
+				t.Logf("preferred place %.1f %%, second bucket %.2f %%, full at load %.3f", 100*float64(preferred)/float64(n), 100*float64(second)/float64(n), load)
+				if load < 0.9 {
+					t.Errorf("full at load %.3f", load)
+				}
+			})
+		}
 	}
 }
 
 // A reader never misses a stable entry and never sees a wrong one while the
 // writer moves, changes and deletes others around it.
 func TestConcurrentReader(t *testing.T) {
-	const buckets, stable = 40, 120
-	arena := make([]uint64, buckets*Slots)
-	tab := NewTable(arena, MakeRef(0, buckets))
-	for a := uint32(1); a <= stable; a++ {
-		if err := tab.Set(a, a); err != nil {
+	const buckets = 40
+	consecutive := make([]uint32, 2000)
+	for i := range consecutive {
+		consecutive[i] = uint32(i) + 1
+	}
+	narrow := narrowRef(0, NarrowMin)
+	for _, c := range []struct {
+		name  string
+		ref   Ref
+		addrs []uint32
+		room  int
+	}{
+		{"wide", MakeRef(0, buckets), consecutive, buckets * Slots},
+		{"narrow", narrow, crowd(narrow, buckets)[:2000], buckets * narrowSlots},
+	} {
+		t.Run(c.name, func(t *testing.T) { testConcurrentReader(t, c.ref, c.addrs, c.room) })
+	}
+}
+
+// testConcurrentReader works on a table in which addrs find room entries.
+func testConcurrentReader(t *testing.T, ref Ref, addrs []uint32, room int) {
+	stable, others := addrs[:room/3], addrs[1000:]
+	hop := func(i uint32) uint32 { return i%400 + 1 } // of the stable ones; of the others ten times that and more
+	arena := make([]uint64, ref.Buckets()*Slots)
+	tab := NewTable(arena, ref)
+	for i, a := range stable {
+		if err := tab.Set(a, hop(uint32(i))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -133,32 +158,32 @@ func TestConcurrentReader(t *testing.T) {
 	errs := make(chan error, 2)
 	for range 2 {
 		wg.Go(func() {
-			for a := uint32(0); ; a++ {
+			for n := uint32(0); ; n++ {
 				select {
 				case <-stop:
 					return
 				default:
 				}
-				k := a%stable + 1
-				if nh := Find(arena, tab.Ref(), k); nh != k {
-					errs <- fmt.Errorf("address %d: next hop %d", k, nh)
+				i := n % uint32(len(stable))
+				if nh := Find(arena, ref, stable[i]); nh != hop(i) {
+					errs <- fmt.Errorf("address %#x: next hop %d", stable[i], nh)
 					return
 				}
-				k = a%1000 + 1000
-				if nh := Find(arena, tab.Ref(), k); nh != 0 && nh/10 != k {
-					errs <- fmt.Errorf("address %d: next hop %d", k, nh)
+				i = n % uint32(len(others))
+				if nh := Find(arena, ref, others[i]); nh != 0 && nh/10 != hop(i) {
+					errs <- fmt.Errorf("address %#x: next hop %d", others[i], nh)
 					return
 				}
 			}
 		})
 	}
 	rng := rand.New(rand.NewPCG(3, 4))
-	for i := range 200000 {
-		k := rng.Uint32N(1000) + 1000
-		if tab.Len() > buckets*Slots*9/10 || i%3 == 0 {
-			tab.Delete(k)
+	for n := range uint32(200000) {
+		i := rng.Uint32N(uint32(len(others)))
+		if tab.Len() > room*9/10 || n%3 == 0 {
+			tab.Delete(others[i])
 		} else {
-			_ = tab.Set(k, k*10+uint32(i%10)) // full is fine here
+			_ = tab.Set(others[i], hop(i)*10+n%10) // full is fine here
 		}
 	}
 	close(stop)
@@ -226,14 +251,15 @@ func TestArena(t *testing.T) {
 func BenchmarkBuild(b *testing.B) {
 	for _, n := range []int{100_000, 1_000_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			arena := make([]uint64, BucketsFor(n)*Slots)
+			size := SizeFor(n)
+			arena := make([]uint64, size.Buckets*Slots)
 			rng := rand.New(rand.NewPCG(1, 2))
 			addrs := make([]uint32, n)
 			for i := range addrs {
 				addrs[i] = rng.Uint32() | 1
 			}
 			for b.Loop() {
-				tab := NewTable(arena, MakeRef(0, BucketsFor(n)))
+				tab := NewTable(arena, size.Ref(MakeRef(0, size.Buckets)))
 				for _, a := range addrs {
 					if err := tab.Set(a, 1); err != nil {
 						b.Fatal(err)
@@ -247,8 +273,9 @@ func BenchmarkBuild(b *testing.B) {
 func BenchmarkFind(b *testing.B) {
 	for _, n := range []int{1000, 1_000_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			arena := make([]uint64, BucketsFor(n)*Slots)
-			tab := NewTable(arena, MakeRef(0, BucketsFor(n)))
+			size := SizeFor(n)
+			arena := make([]uint64, size.Buckets*Slots)
+			tab := NewTable(arena, size.Ref(MakeRef(0, size.Buckets)))
 			for a := range n {
 				_ = tab.Set(uint32(a)+1, 1)
 			}
