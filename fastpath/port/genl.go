@@ -3,8 +3,8 @@ package port
 import (
 	"encoding/binary"
 	"fmt"
+	"iter"
 
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -30,28 +30,75 @@ type netdev struct {
 
 // newNetdev fails on kernels that do not have the family.
 func newNetdev() (*netdev, error) {
-	h, err := netlink.NewHandle(unix.NETLINK_GENERIC)
-	if err != nil {
-		return nil, fmt.Errorf("generic netlink: %w", err)
-	}
-	defer h.Close()
-	family, err := h.GenlFamilyGet("netdev")
-	if err != nil {
-		return nil, fmt.Errorf("generic netlink family netdev: %w", err)
-	}
-	d := &netdev{family: family.ID}
-	for _, g := range family.Groups {
-		if g.Name == "mgmt" {
-			d.group = int(g.ID)
-		}
-	}
 	s, err := nl.GetNetlinkSocketAt(netns.None(), netns.None(), unix.NETLINK_GENERIC)
 	if err != nil {
 		return nil, fmt.Errorf("generic netlink: %w", err)
 	}
 	_ = s.SetReceiveTimeout(&nl.SocketTimeoutTv) // cannot fail
-	d.socks = map[int]*nl.SocketHandle{unix.NETLINK_GENERIC: {Socket: s}}
+	d := &netdev{socks: map[int]*nl.SocketHandle{unix.NETLINK_GENERIC: {Socket: s}}}
+	if err := d.resolve("netdev", "mgmt"); err != nil {
+		d.close()
+		return nil, fmt.Errorf("generic netlink family netdev: %w", err)
+	}
 	return d, nil
+}
+
+// resolve asks for the numbers of a family and of one of its multicast groups.
+func (d *netdev) resolve(family, group string) error {
+	req := nl.NewNetlinkRequest(nl.GENL_ID_CTRL, 0)
+	req.Sockets = d.socks
+	req.AddData(genlHeader{nl.GENL_CTRL_CMD_GETFAMILY, nl.GENL_CTRL_VERSION})
+	req.AddData(nl.NewRtAttr(nl.GENL_CTRL_ATTR_FAMILY_NAME, nl.ZeroTerminated(family)))
+	msgs, err := req.Execute(unix.NETLINK_GENERIC, 0)
+	if err != nil {
+		return err
+	}
+	for _, m := range msgs {
+		for typ, value := range attributes(m, nl.SizeofGenlmsg) {
+			switch {
+			case typ == nl.GENL_CTRL_ATTR_FAMILY_ID && len(value) >= 2:
+				d.family = binary.NativeEndian.Uint16(value)
+			case typ == nl.GENL_CTRL_ATTR_MCAST_GROUPS:
+				for _, entry := range attributes(value, 0) {
+					name, id := "", 0
+					for typ, value := range attributes(entry, 0) {
+						switch {
+						case typ == nl.GENL_CTRL_ATTR_MCAST_GRP_NAME:
+							name = nl.BytesToString(value)
+						case typ == nl.GENL_CTRL_ATTR_MCAST_GRP_ID && len(value) >= 4:
+							id = int(binary.NativeEndian.Uint32(value))
+						}
+					}
+					if name == group {
+						d.group = id
+					}
+				}
+			}
+		}
+	}
+	if d.family == 0 {
+		return unix.ENOENT
+	}
+	return nil
+}
+
+// attributes yields the attributes behind a header, up to the first that does
+// not make sense.
+func attributes(m []byte, header int) iter.Seq2[uint16, []byte] {
+	return func(yield func(uint16, []byte) bool) {
+		if len(m) < header {
+			return
+		}
+		attrs, err := nl.ParseRouteAttr(m[header:])
+		if err != nil {
+			return
+		}
+		for _, a := range attrs {
+			if !yield(a.Attr.Type&^(unix.NLA_F_NESTED|unix.NLA_F_NET_BYTEORDER), a.Value) {
+				return
+			}
+		}
+	}
 }
 
 func (d *netdev) close() {
@@ -88,19 +135,12 @@ func (d *netdev) xdpFeatures(ifindex int) (uint64, error) {
 
 // parseNetdev decodes a message of the family: an answer, or a notification.
 func parseNetdev(m []byte) (ifindex int, features uint64, ok bool) {
-	if len(m) < nl.SizeofGenlmsg {
-		return 0, 0, false
-	}
-	attrs, err := nl.ParseRouteAttr(m[nl.SizeofGenlmsg:])
-	if err != nil {
-		return 0, 0, false
-	}
-	for _, a := range attrs {
+	for typ, value := range attributes(m, nl.SizeofGenlmsg) {
 		switch {
-		case a.Attr.Type == netdevAttrIfindex && len(a.Value) >= 4:
-			ifindex = int(binary.NativeEndian.Uint32(a.Value))
-		case a.Attr.Type == netdevAttrXDPFeatures && len(a.Value) >= 8:
-			features, ok = binary.NativeEndian.Uint64(a.Value), true
+		case typ == netdevAttrIfindex && len(value) >= 4:
+			ifindex = int(binary.NativeEndian.Uint32(value))
+		case typ == netdevAttrXDPFeatures && len(value) >= 8:
+			features, ok = binary.NativeEndian.Uint64(value), true
 		}
 	}
 	return ifindex, features, ok
