@@ -178,6 +178,7 @@ func (w *world) line(policy ipcp.RoutingPolicy, names ...string) (close func()) 
 		for _, n := range names {
 			w.must(w.members[n].Close())
 		}
+		time.Sleep(time.Millisecond) // whoever was told closes its flows
 	}
 }
 
@@ -381,12 +382,15 @@ func TestOtherRegistrant(t *testing.T) {
 					w.mu.Lock()
 					w.apps[bad] = tc.app
 					w.mu.Unlock()
+					time.Sleep(2 * time.Second)
 					w.must(w.members["b"].Register(nameHash("svc")))
 					w.must(w.members["c"].Register(nameHash("svc")))
 					time.Sleep(2 * time.Second)
 					n := 0
 					start := time.Now()
-					f, data, err := w.members["a"].Alloc(context.Background(), ipcp.AllocRequest{
+					ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+					defer cancel()
+					f, data, err := w.members["a"].Alloc(ctx, ipcp.AllocRequest{
 						Hash: nameHash("svc"), QoS: qos.Raw, Data: []byte("request 0"),
 						Renew: func() []byte { n++; return fmt.Appendf(nil, "request %d", n) },
 					})
