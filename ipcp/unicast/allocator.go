@@ -29,6 +29,7 @@ type allocation struct {
 	others []uint64         // that the directory named, too, and were not asked
 	done   chan allocResult // of length 1
 	over   bool             // answered or given up; owned by the loop
+	looked bool             // the directory was asked again after a refusal
 }
 
 type allocResult struct {
@@ -174,9 +175,8 @@ func (l *Layer) allocatorEvent(now time.Time, e flowalloc.Event) {
 		if a != nil {
 			delete(l.allocs, e.EID)
 			l.dir.Forget(now, a.req.Hash, a.flow.remoteAddr)
-			if e.Code == o7serr.ENAME.Code() && len(a.others) > 0 && a.req.Renew != nil {
-				a.req.Data = a.req.Renew()
-				l.request(now, a, a.others)
+			if e.Code == o7serr.ENAME.Code() && a.req.Renew != nil {
+				l.elsewhere(now, a, e.Code)
 				return
 			}
 			a.finish(nil, refusal(e.Code))
@@ -196,19 +196,64 @@ func (l *Layer) allocatorEvent(now time.Time, e flowalloc.Event) {
 	}
 }
 
+// elsewhere asks another member after one said that nobody there serves the
+// name (any more): one that the directory named, or names when it looks again.
+func (l *Layer) elsewhere(now time.Time, a *allocation, code int32) {
+	refused := a.flow.remoteAddr
+	ask := func(now time.Time, addrs []uint64) {
+		if len(addrs) == 0 || addrs[0] == refused {
+			a.finish(nil, refusal(code))
+			return
+		}
+		a.req.Data = a.req.Renew()
+		l.request(now, a, addrs)
+	}
+	if len(a.others) > 0 {
+		ask(now, a.others)
+		return
+	}
+	if a.looked { // once is enough: the rest are the same members again
+		a.finish(nil, refusal(code))
+		return
+	}
+	a.looked = true
+	l.query(now, a.req.Hash, ask)
+}
+
 // renew makes a new request after a second of silence: a reference member loses
 // some (spec 21 oddities 3 and 5), and an identical one must not be repeated.
 // Another member that serves the name, too, is asked instead: the silent one
 // may have died, and its entry in the directory lives on for a day.
 func (l *Layer) renew(now time.Time, eid uint64, a *allocation) {
+	l.dir.Forget(now, a.req.Hash, a.flow.remoteAddr)
+	if len(a.others) > 0 {
+		next := a.others[0]
+		a.others = append(slices.Clone(a.others[1:]), a.flow.remoteAddr)
+		l.reissue(now, eid, a, next)
+		return
+	}
+	// The first answer may not have named all: the directory looks again, and
+	// names the silent one last.
+	l.query(now, a.req.Hash, func(now time.Time, addrs []uint64) {
+		if a.over || l.allocs[eid] != a {
+			return // answered or given up meanwhile
+		}
+		next := a.flow.remoteAddr
+		if len(addrs) > 0 {
+			next, a.others = addrs[0], addrs[1:]
+		}
+		l.reissue(now, eid, a, next)
+	})
+}
+
+// reissue gives up the pending request of eid for a new one to member dst.
+func (l *Layer) reissue(now time.Time, eid uint64, a *allocation, dst uint64) {
 	delete(l.allocs, eid)
 	f := a.flow
-	if len(a.others) > 0 {
-		l.dir.Forget(now, a.req.Hash, f.remoteAddr)
-		f = l.newFlow(a.others[0], a.req.QoS)
-		a.others = append(slices.Clone(a.others[1:]), a.flow.remoteAddr)
+	if dst != f.remoteAddr {
+		f = l.newFlow(dst, a.req.QoS)
 	}
-	neu, err := l.fa.Reissue(now, eid, f.remoteAddr, a.req.Renew())
+	neu, err := l.fa.Reissue(now, eid, dst, a.req.Renew())
 	if err != nil {
 		a.finish(nil, fmt.Errorf("second flow request: %w", err))
 		return
