@@ -273,7 +273,7 @@ func (m *IRM) Bootstrap(ctx context.Context, a ipc.BootstrapArgs) (err error) {
 		return fmt.Errorf("bootstrap ipcp %q in layer %q: %w", p.name, a.Layer, err)
 	}
 	m.ready(p, l)
-	m.log.Info("bootstrapped ipcp", "ipcp", p.name, "layer", a.Layer, "type", l.Type().String())
+	m.log.Debug("bootstrapped ipcp", "ipcp", p.name, "layer", a.Layer, "type", l.Type().String())
 	return nil
 }
 
@@ -378,7 +378,7 @@ func (m *IRM) Enroll(ctx context.Context, a ipc.EnrollArgs) (err error) {
 			return err
 		}
 	}
-	m.log.Info("enrolled ipcp", "ipcp", p.name, "layer", l.LayerName(), "dst", dst)
+	m.log.Debug("enrolled ipcp", "ipcp", p.name, "layer", l.LayerName(), "dst", dst)
 	return nil
 }
 
@@ -469,7 +469,7 @@ func (m *IRM) Connect(ctx context.Context, a ipc.ConnectArgs) error {
 			return err
 		}
 		done = append(done, c)
-		m.log.Info("connected ipcp", "ipcp", p.name, "dst", a.Dst, "component", string(c))
+		m.log.Debug("connected ipcp", "ipcp", p.name, "dst", a.Dst, "component", string(c))
 	}
 	return nil
 }

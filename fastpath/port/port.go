@@ -388,7 +388,7 @@ func (p *Port) setUp(up bool) {
 	if p.up.Swap(up) == up {
 		return
 	}
-	p.log.Info("link state", "ifname", p.name, "up", up)
+	p.log.Debug("link state", "ifname", p.name, "up", up)
 	if up {
 		p.wakeTx() // what was left on the rings
 	}

@@ -273,6 +273,9 @@ func (l *Layer) add(c *conn, p *pending) error {
 		path = "user space: " + c.inUser
 	}
 	attrs := []any{"component", c.comp, "peer", addrText(c.peer), "via", c.info.Layer}
+	if c.dst != "" {
+		attrs = append(attrs, "dst", c.dst)
+	}
 	if c.comp == ipcp.DataTransfer {
 		attrs = append(attrs, "path", path)
 	}
