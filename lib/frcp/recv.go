@@ -1,0 +1,384 @@
+package frcp
+
+import (
+	"io"
+
+	"github.com/o7s/o7s-router/lib/packet"
+)
+
+// Input takes one packet from the layer. p is not kept, but an encrypted one
+// is overwritten. Packets that are not valid are counted and dropped.
+func (c *Conn) Input(now int64, p []byte) {
+	if len(p) == 0 || c.err != nil {
+		return // keep-alives are not ours
+	}
+	sure := true // of the integrity, as far as the flow provides it
+	if c.trailer > 0 {
+		if q, ok := CheckCRC(p); ok {
+			p = q
+		} else if len(p) == c.pre+c.hdr+c.suf && !c.ext {
+			sure = false // control packets of a reference peer have none (oddity 2)
+		} else {
+			c.stats.Bad++
+			return
+		}
+	}
+	if c.cipher != nil {
+		q, err := c.cipher.Open(p)
+		if err != nil {
+			c.stats.Bad++
+			return
+		}
+		p = q
+	}
+	h, ok := c.codec.Parse(p)
+	if !ok || !sure && h.Flags&Data != 0 {
+		c.stats.Bad++
+		return
+	}
+	p = p[c.hdr:]
+	c.stats.Received++
+	c.lastRx = now
+	if h.Flags&Ext != 0 && !c.plain && sure && !c.ext {
+		c.ext = true
+		c.growWindow()
+	}
+
+	fresh := false
+	if !c.rRun || now-c.rData > c.rExpire {
+		switch {
+		case h.Flags&DRF != 0:
+			if !c.newRun(now, h.Seq) {
+				return
+			}
+			fresh = true
+		case h.Flags&Data != 0:
+			c.stats.NoRun++
+			return
+		}
+	}
+	c.rAct = now
+	c.onControl(now, h)
+	if h.Flags&RDVS != 0 {
+		if c.rRun {
+			c.growWindow()
+			c.ctlDue = true
+		}
+	} else if h.Flags&Data != 0 {
+		c.rData = now
+		c.onData(now, h, p, fresh)
+	}
+	c.pump(now)
+}
+
+// onControl takes the acknowledgement and the edge. Without a run of ours they
+// mean nothing, and those of a peer in the state of oddity 1 never do.
+func (c *Conn) onControl(now int64, h Header) {
+	if !c.sRun {
+		return
+	}
+	ackOK := h.Flags&Ack != 0 && h.Ack-c.lwe <= c.nxt-c.lwe
+	if c.reliable && h.Flags&Ack != 0 && !ackOK {
+		// Overtaken by a later one, or made up: its edge is no better.
+		if h.Flags&FC != 0 {
+			c.noteAnswer(false)
+		}
+		c.stats.BadControl++
+		return
+	}
+	moved := false
+	if h.Flags&FC != 0 {
+		e := edge(c.rwe, h.Window)
+		if e-c.lwe < maxEdge {
+			moved = before(c.rwe, e)
+			if e-c.lwe <= plausible {
+				c.conf = true
+			}
+		} else if !before(e, c.lwe) {
+			c.stats.BadControl++
+		}
+		if moved {
+			c.rwe = e
+		}
+		c.noteAnswer(moved)
+	}
+	if ackOK && c.reliable {
+		c.conf = true
+		c.onAck(now, h, h.Flags&Data == 0, moved)
+	}
+	if c.blocked && c.open() && (moved || c.reliable) {
+		c.unblock()
+	}
+}
+
+func (c *Conn) noteAnswer(moved bool) {
+	switch {
+	case moved:
+		c.stale = 0
+	case c.rdvsOut:
+		c.stale++
+	}
+	c.rdvsOut = false
+}
+
+// newRun begins a run of the peer (spec 30 §5 step 1); false if the flow has
+// failed by that.
+func (c *Conn) newRun(now int64, seq uint32) bool {
+	if c.earlyN > 0 || c.part != nil {
+		if c.reliable {
+			c.fail(ErrRunLost)
+			return false
+		}
+		c.dropPart()
+	}
+	c.rRun, c.rData = true, now
+	c.next, c.acked = seq, seq
+	c.rEdge = seq + c.grant() - min(c.readyPkts, c.grant())
+	c.advEdge = c.rEdge
+	c.ackCount = 0
+	return true
+}
+
+func (c *Conn) grant() uint32 {
+	if c.ext {
+		return c.window
+	}
+	return refWindow
+}
+
+// growWindow moves the edge as far as the room for packets allows, never back.
+func (c *Conn) growWindow() {
+	if !c.rRun {
+		return
+	}
+	w := c.grant()
+	e := c.next + w - min(c.readyPkts, w)
+	if before(c.rEdge, e) {
+		c.rEdge = e
+	}
+	every := max(w/4, 1)
+	if !c.reliable {
+		every = min(every, updateEvery)
+	}
+	if c.rEdge-c.advEdge >= every {
+		c.ctlDue = true
+	}
+}
+
+func (c *Conn) onData(now int64, h Header, p []byte, fresh bool) {
+	ext := c.ext && h.Flags&Ext != 0
+	if len(p) == 0 && !ext || len(p) > c.maxMessage {
+		c.stats.Bad++
+		return
+	}
+	f := h.Flags & fragMask
+	if !ext {
+		f = 0
+	}
+	d := int32(h.Seq - c.next)
+	if !c.reliable {
+		switch {
+		case d < 0:
+			c.stats.Late++
+			return
+		case c.readyPkts >= 2*c.grant():
+			// Not a slow reader alone: the peer ignores the window.
+			c.stats.OutOfWindow++
+			return
+		case d > 0:
+			c.stats.Gaps += uint64(d)
+			if c.part != nil {
+				c.dropPart()
+				c.stats.Fragments++
+			}
+		}
+		c.next = h.Seq + 1
+		c.accept(f, packet.From(p))
+		c.growWindow()
+		return
+	}
+	switch {
+	case d < 0:
+		c.stats.Duplicate++
+		c.ctlDue = true // our acknowledgement was lost
+		return
+	case !before(h.Seq, c.rEdge):
+		c.stats.OutOfWindow++
+		c.ctlDue = true
+		return
+	case d > 0:
+		c.early.reserve(c.next, uint32(d)+1, uint32(len(c.early.s)))
+		a := c.early.at(h.Seq)
+		if a.full {
+			c.stats.Duplicate++
+			return
+		}
+		*a = arrival{buf: packet.From(p), flags: f, full: true}
+		c.earlyN++
+		if c.ext {
+			c.dupAcks = min(c.dupAcks+1, maxDupAcks)
+		} else {
+			c.ackAt = min(c.ackAt, now+ackDelay)
+		}
+		return
+	}
+	c.next++
+	c.accept(f, packet.From(p))
+	filled := c.earlyN > 0
+	for c.earlyN > 0 {
+		a := c.early.at(c.next)
+		if !a.full {
+			break
+		}
+		f, b := a.flags, a.buf
+		*a = arrival{}
+		c.earlyN--
+		c.next++
+		c.accept(f, b)
+	}
+	c.growWindow()
+	if c.ackCount++; filled || c.ackCount >= ackEvery {
+		c.ctlDue = true
+	} else {
+		c.ackAt = min(c.ackAt, now+ackDelay)
+	}
+}
+
+// accept takes the next packet in order; it owns b.
+func (c *Conn) accept(f Flags, b *packet.Buf) {
+	if c.rclosed || c.eos {
+		b.Release()
+		return
+	}
+	if b.Len() == 0 {
+		b.Release()
+		if c.part != nil {
+			c.dropPart()
+			c.stats.Fragments++
+		}
+		c.eos = true
+		return
+	}
+	if f == 0 || f == fragMask {
+		if c.part != nil {
+			c.dropPart()
+			c.stats.Fragments++
+		}
+		if f == 0 {
+			c.deliver(b, 1)
+			return
+		}
+		// The capacity of a pooled buffer is that of its class: start in the
+		// middle one, few messages are longer.
+		c.part = packet.Get(min(c.maxMessage, partFirst))
+		c.partLen, c.partPkts = 0, 0
+	}
+	switch n := b.Len(); {
+	case c.part == nil:
+		c.stats.Fragments++
+	case c.partLen+n > c.maxMessage:
+		c.dropPart()
+		c.stats.Fragments++
+	default:
+		if c.partLen+n > c.part.Len() {
+			big := packet.Get(c.maxMessage)
+			copy(big.Bytes(), c.part.Bytes()[:c.partLen])
+			c.part.Release()
+			c.part = big
+		}
+		copy(c.part.Bytes()[c.partLen:], b.Bytes())
+		c.partLen += n
+		c.partPkts++
+		if f == First {
+			c.part.Trim(c.partLen)
+			c.deliver(c.part, c.partPkts)
+			c.part = nil
+		}
+	}
+	b.Release()
+}
+
+const partFirst = 16384
+
+func (c *Conn) deliver(b *packet.Buf, pkts uint32) {
+	n := c.rTail - c.rHead
+	c.ready.reserve(c.rHead, n+1, n)
+	*c.ready.at(c.rTail) = message{buf: b, pkts: pkts}
+	c.rTail++
+	c.readyPkts += pkts
+}
+
+func (c *Conn) dropPart() {
+	if c.part != nil {
+		c.part.Release()
+		c.part = nil
+	}
+}
+
+func (c *Conn) dropEarly() {
+	if c.earlyN > 0 {
+		for i := range c.early.s {
+			if a := &c.early.s[i]; a.full {
+				if a.buf != nil {
+					a.buf.Release()
+				}
+				*a = arrival{}
+			}
+		}
+	}
+	c.earlyN = 0
+}
+
+// Readable reports whether Read would return something other than ErrWouldBlock.
+func (c *Conn) Readable() bool {
+	return c.cur != nil || c.rHead != c.rTail || c.eos || c.err != nil || c.rclosed
+}
+
+// NextSize is the size of the next message, or of the rest of one that was read
+// in part, in bytes; -1 if there is none.
+func (c *Conn) NextSize() int {
+	switch {
+	case c.cur != nil:
+		return c.cur.Len()
+	case c.rHead != c.rTail:
+		return c.ready.at(c.rHead).buf.Len()
+	}
+	return -1
+}
+
+// Read copies the next message, or as much of it as fits, into p; more tells
+// that the rest of it is still to be read. Errors: ErrWouldBlock, io.EOF after
+// the peer's end of stream, ErrClosed, or the failure of the flow once
+// everything that arrived before has been read.
+func (c *Conn) Read(p []byte) (n int, more bool, err error) {
+	if c.cur == nil {
+		switch {
+		case c.rHead != c.rTail:
+		case c.rclosed:
+			return 0, false, ErrClosed
+		case c.eos:
+			return 0, false, io.EOF
+		case c.err != nil:
+			return 0, false, c.err
+		default:
+			return 0, false, ErrWouldBlock
+		}
+		m := c.ready.at(c.rHead)
+		c.cur = m.buf
+		c.readyPkts -= m.pkts
+		*m = message{}
+		c.rHead++
+		c.stats.Delivered++
+		if c.err == nil {
+			c.growWindow()
+		}
+	}
+	n = copy(p, c.cur.Bytes())
+	c.cur.Pull(n)
+	if c.cur.Len() > 0 {
+		return n, true, nil
+	}
+	c.cur.Release()
+	c.cur = nil
+	return n, false, nil
+}

@@ -1,0 +1,433 @@
+package frcp
+
+import (
+	"github.com/o7s/o7s-router/lib/packet"
+)
+
+// Write queues one message; p is copied. ErrWouldBlock: the window is closed,
+// and the peer is asked to open it until Writable or CancelWrite.
+func (c *Conn) Write(now int64, p []byte) error {
+	switch {
+	case c.err != nil:
+		return c.err
+	case c.wclosed:
+		return ErrClosed
+	case len(p) == 0:
+		return ErrEmpty
+	case len(p) > c.maxPayload && (!c.ext || len(p) > c.maxMessage):
+		return ErrTooLarge
+	}
+	c.startRun(now)
+	if c.pend != nil || !c.open() {
+		c.block(now)
+		return ErrWouldBlock
+	}
+	if len(p) > c.maxPayload {
+		c.pend, c.pendOff = packet.From(p), 0
+		c.pump(now)
+		return nil
+	}
+	c.queue(packet.From(p), 0)
+	return nil
+}
+
+// Writable reports whether Write would take a message.
+func (c *Conn) Writable() bool {
+	return c.err != nil || c.wclosed || c.pend == nil && (!c.sRun || c.open())
+}
+
+// CancelWrite tells that the writer which was refused does not wait any longer.
+func (c *Conn) CancelWrite() {
+	if c.pend == nil && (!c.eosWanted || c.eosSent) {
+		c.unblock()
+	}
+}
+
+// CloseWrite ends our direction: after all that was written the peer reads an
+// end of stream, if it is one of ours. A reference peer learns of the end by
+// its time-out only. The other direction stays open.
+func (c *Conn) CloseWrite(now int64) {
+	if c.wclosed {
+		return
+	}
+	c.wclosed, c.eosWanted = true, true
+	c.pump(now)
+}
+
+// Announce sends a control packet at the next Poll: a peer of ours learns what
+// we are before it has to send a large message, any peer learns where our
+// numbers begin.
+func (c *Conn) Announce() { c.announceDue = c.err == nil }
+
+// startRun draws a new sequence number when there is none or it is too old
+// (spec 30 §4 step 3). It comes before any look at the window (oddity 13).
+func (c *Conn) startRun(now int64) {
+	if c.sRun && (c.lwe != c.seqno || sec(now)-sec(c.sAct) <= c.sInact+runSlack) {
+		return
+	}
+	s := c.rand()
+	c.lwe, c.nxt, c.seqno, c.rwe = s, s, s, s+startWindow
+	c.sRun, c.conf, c.sAct, c.ackTime = true, false, now, now
+	c.backoff, c.dups, c.recovering, c.resend = 0, 0, false, false
+	c.stale, c.rdvsOut, c.sweep, c.sweepEnd = 0, false, s, s
+	c.unblock()
+}
+
+func (c *Conn) open() bool {
+	return before(c.seqno, c.rwe) && c.seqno-c.lwe < c.window
+}
+
+func (c *Conn) block(now int64) {
+	if !c.blocked {
+		c.blocked, c.blockedAt, c.rdvsAt = true, now, now+rdvsEvery
+	}
+}
+
+func (c *Conn) unblock() {
+	c.blocked, c.rdvsDue, c.rdvsAt = false, false, Never
+}
+
+func (c *Conn) queue(b *packet.Buf, frag Flags) {
+	n := c.seqno - c.lwe
+	c.out.reserve(c.lwe, n+1, n)
+	f := Data | frag
+	if n == 0 || !c.reliable {
+		f |= DRF
+	}
+	*c.out.at(c.seqno) = slot{buf: b, flags: f}
+	c.seqno++
+}
+
+// pump queues what waits for the window: fragments, then the end of stream.
+func (c *Conn) pump(now int64) {
+	if c.err != nil || c.pend == nil && (!c.eosWanted || c.eosSent || !c.ext) {
+		return
+	}
+	c.startRun(now)
+	for c.pend != nil && c.open() {
+		rest := c.pend.Bytes()[c.pendOff:]
+		frag := More
+		if c.pendOff == 0 {
+			frag = First | More
+		}
+		if len(rest) <= c.maxPayload {
+			frag = First
+		}
+		n := min(len(rest), c.maxPayload)
+		c.queue(packet.From(rest[:n]), frag)
+		if c.pendOff += n; n == len(rest) {
+			c.pend.Release()
+			c.pend = nil
+		}
+	}
+	if c.pend == nil && c.eosWanted && !c.eosSent && c.ext && c.open() {
+		c.eosSent = true
+		if !c.reliable {
+			c.eosLeft = eosCopies - 1
+		}
+		c.queue(nil, 0)
+	}
+	if c.pend != nil || c.eosWanted && !c.eosSent {
+		c.block(now)
+	}
+}
+
+// Poll writes the next packet to send into dst, which must have room for
+// MaxPacket bytes, and returns its length; 0: nothing to send before Deadline.
+// It never allocates.
+func (c *Conn) Poll(now int64, dst []byte) int {
+	if c.err != nil {
+		return 0
+	}
+	c.timers(now)
+	if c.err != nil {
+		return 0
+	}
+	if c.finalAck {
+		c.finalAck = false
+		// Without the run at the peer it would do harm, and the packets that
+		// are still outstanding carry the same.
+		if c.lwe == c.nxt || c.ext || c.conf || !c.reliable {
+			c.stats.Control++
+			c.acknowledged()
+			return c.seal(dst, Header{Flags: Ack, Ack: c.next}, nil)
+		}
+	}
+	if c.dupAcks > 0 {
+		c.dupAcks--
+		if n := c.control(now, dst, 0); n > 0 {
+			return n
+		}
+	}
+	if c.resend {
+		c.resend = false
+		if c.lwe != c.nxt {
+			return c.repeat(now, dst, c.lwe, false)
+		}
+	}
+	if c.sweep != c.sweepEnd {
+		if before(c.sweep, c.lwe) {
+			c.sweep = c.lwe
+		}
+		if before(c.sweep, c.sweepEnd) {
+			c.sweep++
+			return c.repeat(now, dst, c.sweep-1, true)
+		}
+		c.sweep = c.sweepEnd
+	}
+	if c.nxt != c.seqno {
+		return c.sendNext(now, dst)
+	}
+	if c.eosLeft > 0 {
+		c.eosLeft--
+		return c.seal(dst, c.dataHeader(now, Data|DRF, c.nxt-1), nil)
+	}
+	if c.rdvsDue {
+		c.rdvsDue = false
+		if n := c.control(now, dst, RDVS); n > 0 {
+			c.rdvsOut = true
+			return n
+		}
+	}
+	if c.ctlDue || c.announceDue {
+		c.ctlDue, c.announceDue = false, false
+		return c.control(now, dst, 0)
+	}
+	return 0
+}
+
+func (c *Conn) timers(now int64) {
+	if now >= c.ackAt {
+		c.ackAt = Never
+		if c.next != c.acked || c.rEdge != c.advEdge {
+			c.ctlDue = true
+		}
+	}
+	if c.rclosed && now-c.closedAt >= int64(maxRtxTime) && !c.Done() {
+		c.fail(ErrDown)
+		return
+	}
+	if c.blocked {
+		switch {
+		case now-max(c.lastRx, c.blockedAt) >= int64(maxRtxTime):
+			c.fail(ErrDown)
+			return
+		case now >= c.rdvsAt:
+			c.rdvsAt = now + rdvsEvery
+			// A window that only our own limit closes opens by itself.
+			c.rdvsDue = !before(c.seqno, c.rwe)
+			if !c.reliable && c.stale >= staleAnswers {
+				c.rwe = c.seqno + staleCredit
+				c.blocked, c.rdvsAt = false, Never
+				c.pump(now)
+			}
+		}
+	}
+	if c.reliable && c.lwe != c.nxt {
+		switch s := c.out.at(c.lwe); {
+		case now-s.first >= int64(maxRtxTime):
+			c.fail(ErrDown)
+		case now >= c.rtoAt() && !c.resend && c.sweep == c.sweepEnd:
+			// Whatever has been out as long is due as well (the reference has
+			// a timer for each), but the less of it the longer nothing helps.
+			c.stats.RTOs++
+			c.sweep, c.sweepEnd = c.lwe, c.lwe+min(c.nxt-c.lwe, max(uint32(sweepMax)>>c.backoff, 1))
+			c.recovering, c.recover = true, c.nxt
+			c.dups = 0
+			c.backoff = min(c.backoff+1, 16)
+		}
+	}
+}
+
+func (c *Conn) rtoAt() int64 {
+	rto := min(c.rto<<c.backoff, maxRTO)
+	return max(c.out.at(c.lwe).sent, c.ackTime) + rto
+}
+
+// dataHeader fills in what is known of the peer's direction.
+func (c *Conn) dataHeader(now int64, f Flags, seq uint32) Header {
+	h := Header{Flags: f, Seq: seq}
+	if c.active(now) {
+		h.Flags |= FC
+		h.Window = c.rEdge & windowMask
+		if c.reliable && now-c.rAct <= int64(maxAckTime) {
+			h.Flags |= Ack
+			h.Ack = c.next
+			c.acknowledged()
+		}
+		c.advEdge = c.rEdge
+	}
+	c.sAct = now
+	return h
+}
+
+// active reports whether control fields may speak of the peer's run: any
+// packet keeps it alive in this respect (spec 30 §4 step 5).
+func (c *Conn) active(now int64) bool { return c.rRun && now-c.rAct <= c.rExpire }
+
+func (c *Conn) acknowledged() {
+	c.acked, c.ackCount, c.ackAt, c.ctlDue = c.next, 0, Never, false
+}
+
+func (c *Conn) sendNext(now int64, dst []byte) int {
+	seq := c.nxt
+	s := c.out.at(seq)
+	s.first, s.sent = now, now
+	c.nxt++
+	c.stats.Sent++
+	n := c.seal(dst, c.dataHeader(now, s.flags, seq), payload(s))
+	if !c.reliable {
+		c.free(seq)
+		c.lwe = c.nxt
+	}
+	return n
+}
+
+// repeat sends an outstanding packet again, with fresh control fields
+// and, if the flow is encrypted, freshly encrypted.
+func (c *Conn) repeat(now int64, dst []byte, seq uint32, vague bool) int {
+	s := c.out.at(seq)
+	s.vague = s.again || vague || !c.ext
+	s.sent, s.again = now, true
+	c.stats.Resent++
+	return c.seal(dst, c.dataHeader(now, s.flags, seq), payload(s))
+}
+
+func payload(s *slot) []byte {
+	if s.buf == nil {
+		return nil
+	}
+	return s.buf.Bytes()
+}
+
+// control builds a packet without data. While nothing is outstanding it also
+// starts our run at the peer, because a reference peer that sees anything else
+// first never accepts a run (oddity 1). If something is outstanding and the
+// peer may not have it, the packet that starts the run goes again instead.
+func (c *Conn) control(now int64, dst []byte, f Flags) int {
+	c.startRun(now)
+	if c.lwe != c.nxt && !c.ext && !c.conf {
+		if s := c.out.at(c.lwe); now-s.sent < carrierGap {
+			c.ackAt = min(c.ackAt, s.sent+carrierGap)
+			return 0
+		}
+		return c.repeat(now, dst, c.lwe, true)
+	}
+	h := Header{Flags: f}
+	if c.lwe == c.nxt {
+		h.Flags |= DRF
+		h.Seq = c.nxt
+	}
+	if f != RDVS && c.active(now) {
+		h.Flags |= FC
+		h.Window = c.rEdge & windowMask
+		c.advEdge = c.rEdge
+		if now-c.rAct <= int64(maxAckTime) {
+			h.Flags |= Ack
+			h.Ack = c.next
+			c.acknowledged()
+		}
+	}
+	if h.Flags == 0 {
+		return 0 // nothing to say
+	}
+	c.sAct = now
+	c.stats.Control++
+	return c.seal(dst, h, nil)
+}
+
+// seal builds the packet: header and data, encryption, CRC (spec 30 §2).
+func (c *Conn) seal(dst []byte, h Header, p []byte) int {
+	if !c.plain {
+		h.Flags |= Ext
+	}
+	c.codec.Put(dst[c.pre:], h)
+	n := c.pre + c.hdr
+	n += copy(dst[n:], p)
+	n += c.suf
+	if c.cipher != nil {
+		if err := c.cipher.Seal(dst[:n]); err != nil {
+			c.fail(err)
+			return 0
+		}
+	}
+	if c.trailer > 0 {
+		n = len(AppendCRC(dst[:n:cap(dst)]))
+	}
+	return n
+}
+
+func (c *Conn) free(seq uint32) {
+	s := c.out.at(seq)
+	if s.buf != nil {
+		s.buf.Release()
+	}
+	*s = slot{}
+}
+
+// onAck takes an acknowledgement; false if it cannot be one of the run.
+func (c *Conn) onAck(now int64, h Header, bare, moved bool) {
+	if a := h.Ack; a != c.lwe {
+		sample := int64(-1)
+		// A packet that was repeated because the peer missed it, not because
+		// time was up, gives a sample; those behind it waited for it.
+		hole := c.out.at(c.lwe).again
+		for s := c.lwe; s != a; s++ {
+			switch sl := c.out.at(s); {
+			case sl.vague || sl.again && s != c.lwe:
+				sample = -2
+			case sample > -2 && (!hole || s == c.lwe):
+				sample = now - sl.sent
+			}
+			c.free(s)
+		}
+		if sample >= 0 {
+			c.sampleRTT(sample)
+		}
+		c.lwe, c.ackTime, c.backoff, c.dups = a, now, 0, 0
+		c.conf = true
+		if c.recovering {
+			if !before(a, c.recover) {
+				c.recovering, c.resend = false, false
+			} else {
+				// The next one is missing too (spec 30 §8 has nothing better:
+				// one loss is learnt per round trip without selective
+				// acknowledgement).
+				s := c.out.at(a)
+				c.resend = !s.again || now-s.sent >= c.srtt
+			}
+		}
+		return
+	}
+	if !bare || moved || !c.ext || !c.reliable || c.lwe == c.nxt {
+		return
+	}
+	c.dups++
+	switch s := c.out.at(c.lwe); {
+	case c.dups == dupThreshold && !c.recovering:
+		c.recovering, c.recover, c.resend = true, c.nxt, true
+		c.stats.FastRetransmits++
+	case c.recovering && c.dups >= dupThreshold && c.srtt > 0 && now-s.sent >= c.srtt+max(4*c.mdev, c.srtt/4):
+		c.resend = true // the repetition was lost as well
+		c.stats.FastRetransmits++
+	}
+}
+
+func (c *Conn) sampleRTT(m int64) {
+	if c.srtt == 0 {
+		c.srtt, c.mdev = m, m/2
+	} else {
+		d := m - c.srtt
+		c.srtt += d >> 3
+		if d < 0 {
+			d = -d
+		}
+		e := (d - c.mdev) >> 2
+		if e < 0 {
+			e >>= 3
+		}
+		c.mdev += e
+	}
+	c.srtt, c.mdev = max(c.srtt, 1000), max(c.mdev, 100)
+	c.rto = min(max(minRTO, c.srtt+4*c.mdev), maxRTO)
+}
