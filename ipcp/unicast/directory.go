@@ -30,6 +30,7 @@ func (l *Layer) newDirectory(cfg ipcp.Config, addr uint64, now time.Time) (*dht.
 
 // stepDirectory sends what the directory has to say and answers queries.
 func (l *Layer) stepDirectory(now time.Time) time.Time {
+	l.asked = false
 	l.dir.Tick(now)
 	for _, m := range l.dir.Messages() {
 		l.dt.sendComponent(m.Dst, wire.DirectoryEID, m.Payload)
@@ -46,6 +47,7 @@ func (l *Layer) stepDirectory(now time.Time) time.Time {
 // query asks the directory; answer is called in the loop. Called in the loop.
 func (l *Layer) query(now time.Time, hash []byte, answer func(now time.Time, addrs []uint64)) {
 	l.queries[l.dir.Query(now, hash)] = answer
+	l.asked = true
 }
 
 // Register publishes a name at this member.

@@ -73,6 +73,7 @@ type Layer struct {
 	wanted   map[intent]qos.Spec // adjacencies that the operator asked for
 	retrying map[intent]bool
 	queries  map[dht.QueryID]func(now time.Time, addrs []uint64)
+	asked    bool                   // a query was made since the directory's last step
 	allocs   map[uint64]*allocation // by own EID
 }
 
@@ -229,8 +230,14 @@ func (l *Layer) step(now time.Time) time.Time {
 		earliest(l.keepAlive(now, c))
 	}
 	earliest(l.stepRouting(now))
-	earliest(l.stepDirectory(now))
-	earliest(l.stepAllocator(now))
+	// The allocator asks the directory again after a refusal: what comes of
+	// that must not wait for the next event.
+	dir, alloc := l.stepDirectory(now), l.stepAllocator(now)
+	for l.asked {
+		dir, alloc = l.stepDirectory(now), l.stepAllocator(now)
+	}
+	earliest(dir)
+	earliest(alloc)
 	return next
 }
 
