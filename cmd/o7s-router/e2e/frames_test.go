@@ -139,23 +139,32 @@ func (n *network) dropped(host, ipcp string) (sum uint64) {
 }
 
 // received is what the kernel says that a device received, and the sum of the
-// port's verdicts. Both have the same zero when the port was open all the time
-// that XDP ran.
+// port's verdicts, at one moment: between two frames.
 func (n *network) received(host, dev string) (kernel, verdicts uint64) {
 	n.t.Helper()
-	err := n.inside(host, func() error {
-		l, err := netlink.LinkByName(dev)
-		if err == nil {
-			kernel = l.Attrs().Statistics.RxPackets
+	packets := func() (p uint64) {
+		err := n.inside(host, func() error {
+			l, err := netlink.LinkByName(dev)
+			if err == nil {
+				p = l.Attrs().Statistics.RxPackets
+			}
+			return err
+		})
+		if err != nil {
+			n.t.Fatal(err)
 		}
-		return err
+		return p
+	}
+	eventually(n.t, 5*time.Second, func() error {
+		kernel, verdicts = packets(), 0
+		for _, v := range n.verdicts(host, dev) {
+			verdicts += v
+		}
+		if now := packets(); now != kernel {
+			return fmt.Errorf("%s received %d frames meanwhile", dev, now-kernel)
+		}
+		return nil
 	})
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	for _, v := range n.verdicts(host, dev) {
-		verdicts += v
-	}
 	return kernel, verdicts
 }
 
