@@ -43,12 +43,12 @@ func TestEnrolment(t *testing.T) {
 		}
 	}
 	// A name that is not known here; that nobody in the layer knows; a layer that is another.
-	fails(ipc.OpIPCPEnroll, enroll, 200*time.Millisecond, "uni.h1", o7serr.ENAME)
+	fails(ipc.OpIPCPEnroll, enroll, 500*time.Millisecond, "uni.h1", o7serr.ENAME)
 	n.create("uni.h1", "h2", "h3")
 	n.create("ghost", "h2")
 	ghost := enroll
 	ghost.Dst = "ghost"
-	fails(ipc.OpIPCPEnroll, ghost, time.Second, "ghost", o7serr.EIPCP)
+	fails(ipc.OpIPCPEnroll, ghost, 2*time.Second, "ghost", o7serr.EIPCP)
 	wrong := enroll
 	wrong.Layer = "metro"
 	fails(ipc.OpIPCPEnroll, wrong, 2*time.Second, "metro", o7serr.EINVAL)
@@ -62,16 +62,16 @@ func TestEnrolment(t *testing.T) {
 	fails(ipc.OpIPCPEnroll, empty, 3*time.Second, "empty", o7serr.ENAME)
 
 	n.must("h2", ipc.OpIPCPEnroll, enroll)
-	fails(ipc.OpIPCPEnroll, enroll, 200*time.Millisecond, "already", o7serr.EIPCPSTATE) // twice
-	fails(ipc.OpIPCPBootstrap, ipc.BootstrapArgs{Name: "uni.h2", Layer: "other"}, 200*time.Millisecond, "already", o7serr.EIPCPSTATE)
-	fails(ipc.OpIPCPConnect, ipc.ConnectArgs{Name: "uni.h2", Dst: "nobody"}, 200*time.Millisecond, "nobody", o7serr.ENAME)
-	fails(ipc.OpIPCPConnect, ipc.ConnectArgs{Name: "uni.h2", Dst: "ghost"}, time.Second, "ghost", o7serr.EIPCP)
-	fails(ipc.OpIPCPConnect, ipc.ConnectArgs{Name: "nobody", Dst: "uni.h1"}, 200*time.Millisecond, "nobody", o7serr.EIPCP)
-	fails(ipc.OpIPCPDisconnect, ipc.ConnectArgs{Name: "uni.h2", Dst: "uni.h1"}, 200*time.Millisecond, "no ", o7serr.ENOTALLOC)
+	fails(ipc.OpIPCPEnroll, enroll, 500*time.Millisecond, "already", o7serr.EIPCPSTATE) // twice
+	fails(ipc.OpIPCPBootstrap, ipc.BootstrapArgs{Name: "uni.h2", Layer: "other"}, 500*time.Millisecond, "already", o7serr.EIPCPSTATE)
+	fails(ipc.OpIPCPConnect, ipc.ConnectArgs{Name: "uni.h2", Dst: "nobody"}, 500*time.Millisecond, "nobody", o7serr.ENAME)
+	fails(ipc.OpIPCPConnect, ipc.ConnectArgs{Name: "uni.h2", Dst: "ghost"}, 2*time.Second, "ghost", o7serr.EIPCP)
+	fails(ipc.OpIPCPConnect, ipc.ConnectArgs{Name: "nobody", Dst: "uni.h1"}, 500*time.Millisecond, "nobody", o7serr.EIPCP)
+	fails(ipc.OpIPCPDisconnect, ipc.ConnectArgs{Name: "uni.h2", Dst: "uni.h1"}, 500*time.Millisecond, "no ", o7serr.ENOTALLOC)
 	// Duplicates.
-	fails(ipc.OpIPCPCreate, ipc.IPCPArgs{Name: "uni.h2", Type: "unicast"}, 200*time.Millisecond, "exists", o7serr.EINVAL)
-	fails(ipc.OpNameCreate, ipc.NameArgs{Name: "uni.h1"}, 200*time.Millisecond, "exists", o7serr.EINVAL, o7serr.ENAME)
-	fails(ipc.OpBind, ipc.BindArgs{Name: "uni.h2", IPCP: "uni.h2"}, 200*time.Millisecond, "already", o7serr.EINVAL)
+	fails(ipc.OpIPCPCreate, ipc.IPCPArgs{Name: "uni.h2", Type: "unicast"}, 500*time.Millisecond, "exists", o7serr.EINVAL)
+	fails(ipc.OpNameCreate, ipc.NameArgs{Name: "uni.h1"}, 500*time.Millisecond, "exists", o7serr.EINVAL, o7serr.ENAME)
+	fails(ipc.OpBind, ipc.BindArgs{Name: "uni.h2", IPCP: "uni.h2"}, 500*time.Millisecond, "already", o7serr.EINVAL)
 
 	n.must("h2", ipc.OpIPCPConnect, ipc.ConnectArgs{Name: "uni.h2", Dst: "uni.h1"})
 	adjacencies := func(host string, want int) {

@@ -338,16 +338,17 @@ func (n *network) alloc(c *o7s.Client, name string) *o7s.Flow {
 	return f
 }
 
-// refused allocates a flow that must be refused, with the number e, in time.
-func (n *network) refused(c *o7s.Client, name string, within time.Duration, e ...o7serr.Errno) {
+// refused allocates a flow that must be refused, with the number e, in time. It
+// tells how long that took.
+func (n *network) refused(c *o7s.Client, name string, within time.Duration, e ...o7serr.Errno) (took time.Duration) {
 	n.t.Helper()
 	begin := time.Now()
 	f, err := c.Alloc(n.t.Context(), name, nil)
-	took := time.Since(begin)
+	took = time.Since(begin)
 	if err == nil {
 		f.Close()
 		n.t.Errorf("a flow to %s came about", name)
-		return
+		return took
 	}
 	good := false
 	for _, e := range e {
@@ -359,6 +360,7 @@ func (n *network) refused(c *o7s.Client, name string, within time.Duration, e ..
 	if took > within {
 		n.t.Errorf("flow to %s was refused after %v, want %v", name, took, within)
 	}
+	return took
 }
 
 // eventually waits until f returns nil.
