@@ -177,7 +177,7 @@ func (l *Layer) initiate(ctx context.Context, f ipcp.Flow, p *pending, comp ipcp
 	if err := f.Send(packet.From(hs.Message())); err != nil {
 		return 0, err
 	}
-	msg, err := p.read(ctx, cacep.Timeout)
+	msg, err := p.readCEP(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -210,7 +210,7 @@ func (l *Layer) AcceptFlow(f ipcp.Flow, name string) {
 }
 
 func (l *Layer) accept(f ipcp.Flow, p *pending) error {
-	msg, err := p.read(l.ctx, cacep.Timeout)
+	msg, err := p.readCEP(l.ctx)
 	if err != nil {
 		return fmt.Errorf("handshake: %w", err)
 	}

@@ -6,9 +6,11 @@ import (
 	"sync"
 	"time"
 
+	"github.com/o7s/o7s-router/control/cacep"
 	"github.com/o7s/o7s-router/ipcp"
 	"github.com/o7s/o7s-router/lib/o7serr"
 	"github.com/o7s/o7s-router/lib/packet"
+	"github.com/o7s/o7s-router/lib/wire"
 )
 
 // maxEarly bounds the packets that a peer may send before a component has
@@ -89,7 +91,30 @@ func (p *pending) read(ctx context.Context, timeout time.Duration) ([]byte, erro
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-t.C:
-			return nil, fmt.Errorf("no answer within %v: %w", timeout, o7serr.ETIMEDOUT)
+			return nil, fmt.Errorf("no message in time: %w", o7serr.ETIMEDOUT)
+		}
+	}
+}
+
+// readCEP returns the first handshake message that comes within the time-out.
+// Endpoint numbers are used again when a member restarts, so what a neighbour
+// still sends to its former self, or to ours, may come before it; neither link
+// state nor data decodes as a handshake.
+func (p *pending) readCEP(ctx context.Context) ([]byte, error) {
+	var stray error
+	for end := time.Now().Add(cacep.Timeout); ; {
+		msg, err := p.read(ctx, time.Until(end))
+		switch {
+		case err != nil && stray != nil:
+			return nil, fmt.Errorf("%w, only: %w", err, stray)
+		case err != nil:
+			return nil, err
+		}
+		if _, stray = wire.DecodeCEP(msg); stray == nil {
+			return msg, nil
+		}
+		if !time.Now().Before(end) {
+			return nil, stray
 		}
 	}
 }

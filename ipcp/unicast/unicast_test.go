@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/o7s/o7s-router/control/cacep"
 	"github.com/o7s/o7s-router/fastpath"
 	"github.com/o7s/o7s-router/ipcp"
 	"github.com/o7s/o7s-router/ipcp/local"
@@ -561,6 +563,69 @@ func TestAddressConflict(t *testing.T) {
 			t.Error("no echo under the new address")
 		}
 		w.must(f.Close())
+		end()
+	})
+}
+
+// TestStrayBeforeHandshake: a member that restarts uses its endpoint numbers
+// again, so packets for its former self, or for ours, come first on a new flow.
+func TestStrayBeforeHandshake(t *testing.T) {
+	stray := func(f ipcp.Flow) {
+		f.Send(packet.Get(0)) // keep-alive
+		f.Send(packet.From(wire.AppendLSA(nil, wire.LSA{Dst: 0x0A0B0C0D, Src: 0x4F3A21C7, Seqno: 9})))
+		b := packet.Get(wire.DTLen(4) + 64)
+		wire.PutDT(b.Bytes(), 4, wire.DT{Dst: 0x4e5f6071, TTL: 60, EID: 0x1234567800000043})
+		f.Send(b)
+	}
+	pair := func() (ipcp.Flow, *collector, ipcp.Flow) {
+		near, far := local.NewPair(ipcp.FlowInfo{Layer: "wire", Type: ipcp.EthDIX, QoS: qos.Raw, MTU: 1496, MPL: 100})
+		c := &collector{}
+		near.SetSink(c)
+		return near, c, far
+	}
+	const peer = 0x49FCC0D4
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		end := w.line(ipcp.LinkState, "a")
+		a := w.members["a"]
+
+		near, c, far := pair()
+		stray(near)
+		a.AcceptFlow(far, "a")
+		hs := cacep.NewInitiator(time.Now(), string(ipcp.Management), peer)
+		near.Send(packet.From(hs.Message()))
+		synctest.Wait()
+		pkts, _ := c.take()
+		if len(pkts) != 1 {
+			t.Fatalf("%d answers", len(pkts))
+		}
+		if addr, err := hs.Receive(time.Now(), pkts[0]); err != nil || addr != a.Address() {
+			t.Errorf("answer of %#x: %v", addr, err)
+		}
+		w.must(near.Close())
+
+		near, _, far = pair()
+		p := newPending()
+		far.SetSink(p)
+		stray(near)
+		_, _, reply, err := cacep.Accept(cacep.NewInitiator(time.Now(), string(ipcp.DataTransfer), a.Address()).Message(), peer)
+		w.must(err)
+		near.Send(packet.From(reply))
+		if addr, err := a.initiate(context.Background(), far, p, ipcp.DataTransfer); err != nil || addr != peer {
+			t.Errorf("initiator: %#x, %v", addr, err)
+		}
+		w.must(near.Close())
+		w.must(far.Close())
+
+		// Nothing else comes: refused at the handshake's deadline, silently.
+		near, c, far = pair()
+		stray(near)
+		a.AcceptFlow(far, "a")
+		time.Sleep(cacep.Timeout + time.Millisecond)
+		if pkts, events := c.take(); len(pkts) != 0 || !slices.Contains(events, ipcp.EventDealloc) {
+			t.Errorf("%d packets, events %v", len(pkts), events)
+		}
+		w.must(near.Close())
 		end()
 	})
 }
