@@ -115,7 +115,7 @@ func TestManagementErrors(t *testing.T) {
 		{ipc.OpIPCPEnroll, ipc.EnrollArgs{Name: "eth0", Dst: "known"}, o7serr.ENOTSUP, `enroll ipcp "eth0": type eth-dix has no members to meet, expected unicast`},
 		{ipc.OpIPCPConnect, ipc.ConnectArgs{Name: "eth0", Dst: "known", Component: "foo"}, o7serr.EINVAL, `unknown component "foo" (expected dt, mgmt or *)`},
 		{ipc.OpIPCPDisconnect, ipc.ConnectArgs{Name: "eth0", Dst: "known"}, o7serr.ENOTSUP, `disconnect ipcp "eth0": type eth-dix has no members to meet, expected unicast`},
-		{ipc.OpNameCreate, ipc.NameArgs{Name: "known"}, o7serr.ENAME, `name "known" exists already`},
+		{ipc.OpNameCreate, ipc.NameArgs{Name: "known"}, o7serr.EEXIST, `name "known" exists already`},
 		{ipc.OpNameCreate, ipc.NameArgs{Name: "x", LB: "random"}, o7serr.EINVAL, `unknown load balancing "random" (expected round-robin or spillover)`},
 		{ipc.OpNameDestroy, ipc.NameArgs{Name: "x"}, o7serr.ENAME, `unknown name "x" (create, bind or register it here first)`},
 		{ipc.OpNameRegister, ipc.RegisterArgs{Name: "known", Layers: []string{"foo"}}, o7serr.EIPCP, `no layer matches "foo" (known layers: wire)`},

@@ -31,6 +31,7 @@ const (
 	EPERM     = Errno(syscall.EPERM)
 	EBADF     = Errno(syscall.EBADF)
 	EAGAIN    = Errno(syscall.EAGAIN)
+	EEXIST    = Errno(syscall.EEXIST)
 	EINVAL    = Errno(syscall.EINVAL)
 	EPIPE     = Errno(syscall.EPIPE)
 	EMSGSIZE  = Errno(syscall.EMSGSIZE)

@@ -235,6 +235,21 @@ func TestRefusalAndNoDaemon(t *testing.T) {
 	}
 }
 
+// TestNameExists: irm creates a name again without a word, as the reference's
+// does; our own command says that it is there.
+func TestNameExists(t *testing.T) {
+	f := &fake{err: o7serr.FromCode(o7serr.EEXIST.Code(), `name "x" exists already`)}
+	if out, errs, status := run(t, f, "irm", "name", "create", "x"); status != 0 || out+errs != "" {
+		t.Errorf("irm: %d %q %q", status, out, errs)
+	}
+	if _, errs, status := run(t, f, "o7s-router", "name", "create", "x"); status != 1 || !strings.Contains(errs, "exists already") {
+		t.Errorf("o7s-router: %d %q", status, errs)
+	}
+	if _, _, status := run(t, f, "irm", "name", "destroy", "x"); status != 1 {
+		t.Errorf("another command: %d", status)
+	}
+}
+
 func TestMulticall(t *testing.T) {
 	if _, _, status := run(t, &fake{}, "/usr/bin/oping", "-n", "x"); status != 42 {
 		t.Errorf("oping: %d", status)

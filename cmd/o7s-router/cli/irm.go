@@ -16,6 +16,7 @@ import (
 	"github.com/o7s/o7s-router/cmd/o7s-router/irmcmd"
 	"github.com/o7s/o7s-router/cmd/o7s-router/version"
 	"github.com/o7s/o7s-router/lib/ipc"
+	"github.com/o7s/o7s-router/lib/o7serr"
 )
 
 // irm is the reference's management command.
@@ -38,7 +39,13 @@ func (a *App) irm(ctx context.Context, args []string) error {
 	defer conn.Close()
 	for _, c := range cmd.Calls {
 		var r ipc.ListResult
-		if _, err := conn.Call(ctx, c.Op, c.Args, &r); err != nil {
+		_, err := conn.Call(ctx, c.Op, c.Args, &r)
+		// The reference creates a name that exists without a word, and its
+		// tutorials do so.
+		if c.Op == ipc.OpNameCreate && errors.Is(err, o7serr.EEXIST) {
+			err = nil
+		}
+		if err != nil {
 			return err
 		}
 		if _, err := io.WriteString(a.Stdout, irmcmd.Table(c, r)); err != nil {

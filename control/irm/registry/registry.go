@@ -168,7 +168,7 @@ func (r *Registry) CreateName(n string, lb LB) error {
 		return err
 	}
 	if _, ok := r.names[n]; ok {
-		return fail(o7serr.ENAME, "name %q exists already", n)
+		return fail(o7serr.EEXIST, "name %q exists already", n)
 	}
 	r.ensure(n, lb)
 	return nil
