@@ -380,6 +380,8 @@ func (f *Flow) put(p []byte) error {
 			err = f.path.Put(p)
 		}
 		switch {
+		case errors.Is(err, ring.ErrTooLong):
+			err = fmt.Errorf("message of %d bytes on a flow that carries %d: %w", len(p), f.MTU(), o7serr.EMSGSIZE)
 		case !errors.Is(err, ring.ErrFull): // nil, too
 		case flags&WNOBLOCK != 0:
 			err = o7serr.EAGAIN
