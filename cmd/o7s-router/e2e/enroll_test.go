@@ -70,7 +70,7 @@ func TestEnrolment(t *testing.T) {
 	fails(ipc.OpIPCPDisconnect, ipc.ConnectArgs{Name: "uni.h2", Dst: "uni.h1"}, 500*time.Millisecond, "no ", o7serr.ENOTALLOC)
 	// Duplicates.
 	fails(ipc.OpIPCPCreate, ipc.IPCPArgs{Name: "uni.h2", Type: "unicast"}, 500*time.Millisecond, "exists", o7serr.EINVAL)
-	fails(ipc.OpNameCreate, ipc.NameArgs{Name: "uni.h1"}, 500*time.Millisecond, "exists", o7serr.EINVAL, o7serr.ENAME)
+	fails(ipc.OpNameCreate, ipc.NameArgs{Name: "uni.h1"}, 500*time.Millisecond, "exists", o7serr.EEXIST)
 	fails(ipc.OpBind, ipc.BindArgs{Name: "uni.h2", IPCP: "uni.h2"}, 500*time.Millisecond, "already", o7serr.EINVAL)
 
 	n.must("h2", ipc.OpIPCPConnect, ipc.ConnectArgs{Name: "uni.h2", Dst: "uni.h1"})
