@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -406,9 +404,4 @@ func (l *Lab) show(ctx context.Context, host, what string, rows any) error {
 		return fmt.Errorf("host %s: show %s: %w", host, what, err)
 	}
 	return nil
-}
-
-// Log returns what a host's daemon has written so far.
-func (l *Lab) Log(host string) ([]byte, error) {
-	return os.ReadFile(filepath.Join(l.RunDir(host), daemonLog))
 }
