@@ -227,8 +227,8 @@ func (d *fake) pair(t *testing.T, a, b *Client) (x, y *Flow) {
 func TestAlloc(t *testing.T) {
 	d := newFake(t)
 	c := d.client(t)
-	f, _ := d.flow1(t, c, &qos.Spec{Loss: 1, Timeout: 1000})
-	if f.FD() != 64 || f.QoS().BER != 1 || f.QoS().Timeout != 1000 || f.Name() != "held" || f.MTU() != 1500 {
+	f, _ := d.flow1(t, c, &qos.Spec{Loss: 1, BER: 1, Timeout: 1000})
+	if f.FD() != 64 || f.QoS().Timeout != 1000 || f.Name() != "held" || f.MTU() != 1500 {
 		t.Errorf("flow %d: %+v", f.FD(), f.info)
 	}
 	if d.hello.Prog != "test" {
