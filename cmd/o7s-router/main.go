@@ -8,10 +8,12 @@ import (
 
 	"github.com/o7s/o7s-router/cmd/o7s-router/cli"
 	"github.com/o7s/o7s-router/cmd/o7s-router/tools/oping"
+	"github.com/o7s/o7s-router/cmd/o7s-router/tools/proxy"
 )
 
 func main() {
 	tools := map[string]func([]string) int{
+		"proxy": func(args []string) int { return proxy.Main(args, os.Stdout, os.Stderr) },
 		"oping": func(args []string) int { return oping.Main(args, os.Stdout, os.Stderr) },
 	}
 	os.Exit(cli.App{Tools: tools}.Main(os.Args))
