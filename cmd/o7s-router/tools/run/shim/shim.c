@@ -1,3 +1,5 @@
+//go:build ignore
+
 /*
  * Socket shim of `o7s-router run`, preloaded into the program (LD_PRELOAD).
  *
