@@ -394,7 +394,7 @@ func (f *Flow) put(p []byte) error {
 	if flags&ACCMODE == RDONLY {
 		return errAccess
 	}
-	if f.state.Load()&stateEnded != 0 && len(p) > 0 {
+	if f.state.Load()&(stateEnded|stateClosed) == stateEnded && len(p) > 0 {
 		return errEnded
 	}
 	armed := false
