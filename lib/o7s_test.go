@@ -145,9 +145,13 @@ func (d *fake) alloc(c *ipc.Conn, r ipc.Request) {
 		c.Reply(r.ID, nil, err)
 		return
 	}
-	// As long as somebody may wait for it, a bell must be open somewhere: what
-	// was rung on it is forgotten with the last descriptor.
-	d.t.Cleanup(p.Close)
+	if a.QoS.InOrder != 0 {
+		// A bell that was rung is forgotten with its last descriptor, and
+		// nobody tells a wire that its flow is gone.
+		d.t.Cleanup(p.Close)
+	} else {
+		defer p.Close()
+	}
 	res := ipc.FlowResult{Flow: id, Name: a.Name, QoS: a.QoS, MTU: 1500, Ring: ipc.Region{Size: p.Size}}
 	fds := p.FDs(0)
 	switch a.Name {
