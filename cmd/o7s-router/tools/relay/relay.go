@@ -36,6 +36,7 @@ type Flow interface {
 	Read([]byte) (int, error)
 	WriteBatch([][]byte) (int, error)
 	MaxMessage() int
+	Direct() bool
 	RxLen() int
 	CloseWrite() error
 	Close() error
@@ -71,28 +72,36 @@ type Relay struct {
 	flow   Flow
 	stream Stream
 	idle   time.Duration
+	gather bool // more than one message of the flow may be written at once
 
-	moved   atomic.Uint64 // bytes, both directions
-	closing sync.Once
-	err     error // set by closing, before the sides are aborted
+	moved atomic.Uint64 // bytes, both directions
+
+	mu    sync.Mutex // guards what follows
+	ended bool       // both directions have ended, or something failed
+	err   error      // what failed first
 
 	sent, received uint64 // by Run's two halves, valid after Run
 }
 
 // New makes a relay, which owns both sides.
 func New(f Flow, s Stream, o Options) *Relay {
-	return &Relay{flow: f, stream: s, idle: o.Idle}
+	// Over a layer messages are small. Within the machine they are as large as
+	// their sender makes them, and the queue's length costs a walk over them.
+	return &Relay{flow: f, stream: s, idle: o.Idle, gather: !f.Direct()}
 }
 
 // Abort ends the connection at once. Both sides learn that it failed.
 func (r *Relay) Abort() { r.fail(errAborted) }
 
 func (r *Relay) fail(err error) {
-	r.closing.Do(func() {
-		r.err = err
-		r.stream.Abort()
-		_ = r.flow.Abort()
-	})
+	r.mu.Lock()
+	if !r.ended {
+		r.ended, r.err = true, err
+	}
+	r.mu.Unlock()
+	// Also when the end of the connection is under way: it may wait for a peer.
+	r.stream.Abort()
+	_ = r.flow.Abort()
 }
 
 // Run relays until both directions have ended or something failed, and closes
@@ -113,12 +122,19 @@ func (r *Relay) Run() error {
 		r.fail(err)
 	}
 	<-done
-	r.closing.Do(func() {
+	r.mu.Lock()
+	failed := r.ended
+	r.ended = true
+	r.mu.Unlock()
+	if !failed {
 		_ = r.stream.Close()
-		if err := r.flow.Close(); err != nil {
-			r.err = fmt.Errorf("close flow: %w", err)
+		err := r.flow.Close() // waits until the peer has everything
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if err != nil && r.err == nil {
+			return fmt.Errorf("close flow: %w", err)
 		}
-	})
+	}
 	return r.err
 }
 
@@ -210,9 +226,9 @@ func (r *Relay) receive() error {
 	small := make([]byte, waitSize)
 	for {
 		n, err := r.flow.Read(small)
-		if n > 0 {
-			werr := error(nil)
-			n, err, werr = r.forward(small, n, err)
+		if err == nil && n > 0 {
+			var werr error
+			n, err, werr = r.forward(small, n)
 			r.received += uint64(n)
 			r.moved.Add(uint64(n))
 			if werr != nil {
@@ -233,17 +249,17 @@ func (r *Relay) receive() error {
 
 // forward writes n bytes of small and what else the flow has ready. A Read that
 // fills its buffer is followed by the rest of the message, or a mark of its end.
-func (r *Relay) forward(small []byte, n int, err error) (int, error, error) {
-	if n < len(small) && r.flow.RxLen() == 0 {
-		_, werr := r.stream.Write(small[:n])
-		return n, err, werr
+func (r *Relay) forward(small []byte, n int) (total int, err, werr error) {
+	if n < len(small) && (!r.gather || r.flow.RxLen() == 0) {
+		_, werr = r.stream.Write(small[:n])
+		return n, nil, werr
 	}
 	b := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(b)
 	copy(b[:], small[:n])
 	room := len(small)
-	total := n
-	for err == nil && total < len(b) && (n == room || r.flow.RxLen() > 0) {
+	total = n
+	for err == nil && total < len(b) && (n == room || r.gather && r.flow.RxLen() > 0) {
 		room = len(b) - total
 		n, err = r.flow.Read(b[total:])
 		total += n
@@ -251,6 +267,6 @@ func (r *Relay) forward(small []byte, n int, err error) (int, error, error) {
 			break
 		}
 	}
-	_, werr := r.stream.Write(b[:total])
+	_, werr = r.stream.Write(b[:total])
 	return total, err, werr
 }

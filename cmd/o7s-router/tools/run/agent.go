@@ -377,6 +377,7 @@ func (a *agent) connect(c *net.UnixConn, q *request) (int32, int) {
 		if err != nil {
 			done()
 			p.abort()
+			unix.Close(p.fd)
 			a.report(err, host, port)
 			return int32(errno(err)), -1
 		}

@@ -163,8 +163,12 @@ func run(o options, path string, stderr io.Writer) (status int, err error) {
 	defer a.close()
 
 	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2)
 	defer signal.Stop(signals)
+	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2} {
+		if !signal.Ignored(s) { // nohup: the program inherits that
+			signal.Notify(signals, s)
+		}
+	}
 	p, err := os.StartProcess(path, o.command, &os.ProcAttr{
 		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
 		Env:   environment(os.Environ(), dir.shim(), a.environment()),
@@ -260,8 +264,11 @@ func environment(env []string, shim, agent string) []string {
 		switch k {
 		case "O7S_RUN":
 		case "LD_PRELOAD":
-			if v != "" {
-				preload += ":" + v
+			// What a run around this one preloaded would do the same once more.
+			for _, p := range strings.FieldsFunc(v, func(r rune) bool { return r == ':' || r == ' ' }) {
+				if !strings.HasPrefix(filepath.Base(filepath.Dir(p)), dirPrefix) {
+					preload += ":" + p
+				}
 			}
 		default:
 			out = append(out, e)
