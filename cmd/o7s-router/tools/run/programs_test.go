@@ -72,7 +72,7 @@ func TestNginxCurl(t *testing.T) {
 		}
 	}
 	want := payload(t, filepath.Join(dir, "file"), 3<<20)
-	testnode.Call(t, n.dir, ipc.OpNameCreate, ipc.NameArgs{Name: "www"})
+	testnode.Call(t, n.dir, ipc.OpNameCreate, ipc.NameArgs{Name: "idle"})
 	n.start("Serving HTTP", 1, "--listen", "8000=backend", "--", py, "-u", "-m", "http.server", "8000", "-d", dir)
 	conf := fmt.Sprintf(`
 worker_processes 2;
@@ -106,8 +106,8 @@ http {
 	if c := strings.Count(out, "200"); c != 20 {
 		t.Errorf("%d of 20 in parallel\n%s", c, out)
 	}
-	if out, err := n.run("--", curl, "-sS", "http://www:81/"); err == nil || !strings.Contains(out, "curl: (7)") {
-		t.Errorf("a port that nobody serves: %v %s", err, out)
+	if out, err := n.run("--", curl, "-sS", "http://idle/"); err == nil || !strings.Contains(out, "curl: (7)") {
+		t.Errorf("a name that nobody serves: %v %s", err, out)
 	}
 	if out, err := n.run("--only", "--", curl, "-sS", "http://no-such-name/"); err == nil || !strings.Contains(out, "curl: (6)") {
 		t.Errorf("a name that is not there: %v %s", err, out)
