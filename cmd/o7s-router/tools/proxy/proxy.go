@@ -331,8 +331,8 @@ func (p *proxy) dialName(c *net.TCPConn, name string) {
 	cancel()
 	p.drop(c)
 	if err != nil {
-		reset(c)
 		p.failed(err, "name", name, "tcp", c.RemoteAddr().String())
+		reset(c)
 		return
 	}
 	p.relay(f, c, "name", name, "tcp", c.RemoteAddr().String())
@@ -352,8 +352,8 @@ func (p *proxy) dialTCP(f *o7s.Flow, addr string) {
 	c, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
 	cancel()
 	if err != nil {
-		_ = f.Abort()
 		p.failed(err, "name", f.Name(), "tcp", addr)
+		_ = f.Abort()
 		return
 	}
 	p.relay(f, c.(*net.TCPConn), "name", f.Name(), "tcp", addr)

@@ -141,15 +141,15 @@ func (p *proxy) serveSOCKS(c *net.TCPConn) {
 		return readRequest(c)
 	}()
 	if err != nil {
+		if err != io.EOF { //nolint:errorlint // a client that only looks whether the port is open
+			p.failed(fmt.Errorf("SOCKS request: %w", err), "tcp", from)
+		}
 		var e socksError
 		if errors.As(err, &e) && e.reply != 0 {
 			_ = answer(c, e.reply)
 		}
 		p.drop(c)
 		_ = c.Close()
-		if err != io.EOF { //nolint:errorlint // a client that only looks whether the port is open
-			p.failed(fmt.Errorf("SOCKS request: %w", err), "tcp", from)
-		}
 		return
 	}
 	_ = c.SetDeadline(time.Time{})
@@ -159,10 +159,10 @@ func (p *proxy) serveSOCKS(c *net.TCPConn) {
 	cancel()
 	p.drop(c)
 	if err != nil {
+		p.failed(err, about...)
 		_ = c.SetWriteDeadline(time.Now().Add(handshakeTimeout))
 		_ = answer(c, replyFor(err))
 		_ = c.Close()
-		p.failed(err, about...)
 		return
 	}
 	if err := answer(c, repOK); err != nil {
