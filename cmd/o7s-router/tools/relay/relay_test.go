@@ -439,9 +439,14 @@ func TestUnixStream(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		prog, mine := unixPair(t)
 		defer prog.Close()
-		held := rapid.Bool().Draw(rt, "held")
-		if held {
+		held, marked := rapid.Bool().Draw(rt, "held"), rapid.Bool().Draw(rt, "marked")
+		switch {
+		case held:
 			_, _ = prog.Write([]byte{'m'})
+		case marked:
+			if _, _, err := prog.WriteMsgUnix([]byte{'m'}, unix.UnixRights(0), nil); err != nil {
+				rt.Fatal(err)
+			}
 		}
 		s, err := NewUnix(mine, held)
 		if err != nil {
@@ -490,7 +495,7 @@ func TestUnixStream(t *testing.T) {
 			_ = s.Close()
 		}
 		want := error(io.EOF)
-		if end == "abort" && (held || len(sent) > 0) || !all {
+		if end == "abort" && (held || marked || len(sent) > 0) || !all {
 			want = unix.ECONNRESET
 		}
 		if _, err := prog.Read(make([]byte, 1)); !errors.Is(err, want) {

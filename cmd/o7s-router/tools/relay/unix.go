@@ -19,7 +19,8 @@ type Unix struct {
 	rc syscall.RawConn
 
 	// Of the reader.
-	held   bool // the first byte in the queue was passed on already
+	first  bool // nothing was read yet: a marker may come first
+	held   bool // the first byte in the queue was passed on already, or is not to be
 	p      []byte
 	n      int
 	err    error
@@ -31,13 +32,14 @@ type Unix struct {
 }
 
 // NewUnix makes a stream of c. held says that there is one byte in the queue
-// that is not to be passed on.
+// that is not to be passed on. If there is none, the other end may send such a
+// byte first, marked by a descriptor with it.
 func NewUnix(c *net.UnixConn, held bool) (*Unix, error) {
 	rc, err := c.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	u := &Unix{UnixConn: c, rc: rc, held: held}
+	u := &Unix{UnixConn: c, rc: rc, held: held, first: !held}
 	u.read = u.tryRead
 	u.ready = func(fd uintptr) bool { return u.state(int(fd)) != 0 }
 	return u, nil
@@ -72,6 +74,13 @@ func (u *Unix) state(fd int) int {
 		switch {
 		case err != nil:
 			return -1
+		case n > h && u.first:
+			u.first = false
+			if u.held = marked(fd); u.held {
+				h = 1
+				continue
+			}
+			return n
 		case n > h:
 			return n - h
 		case ended:
@@ -87,47 +96,74 @@ func (u *Unix) state(fd int) int {
 }
 
 func (u *Unix) tryRead(fd uintptr) bool {
-	n := u.state(int(fd))
-	if n == 0 {
-		return false
-	}
-	if n < 0 {
-		if e, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR); err == nil && e != 0 {
-			u.err = syscall.Errno(e)
-		} else {
+	for {
+		n := u.state(int(fd))
+		if n == 0 {
+			return false
+		}
+		if n < 0 {
 			u.err = io.EOF
+			if e, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR); err == nil && e != 0 {
+				u.err = syscall.Errno(e)
+			}
+			return true
+		}
+		// All but the last byte are taken, and the one that was held.
+		n = min(n, len(u.p))
+		h := 0
+		if u.held {
+			h = 1
+		}
+		if take := h + n - 1; take > 0 {
+			got, err := u.readv(fd, h, n-1)
+			if err != nil {
+				u.err = err
+				return true
+			}
+			u.held = false
+			if u.n = got - h; u.n < n-1 { // the kernel stops behind a byte with a descriptor
+				if u.n == 0 {
+					continue
+				}
+				return true
+			}
+		}
+		_, _, e := unix.Syscall6(unix.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&u.p[n-1])), 1, unix.MSG_PEEK|unix.MSG_DONTWAIT, 0, 0)
+		if e == 0 {
+			u.held = true
+			u.n = n
+		} else if u.n == 0 {
+			u.err = e
 		}
 		return true
 	}
-	n = min(n, len(u.p))
-	// All but the last byte are taken, and the one that was held.
-	h := 0
-	if u.held {
-		h = 1
+}
+
+// marked reports whether a descriptor came with the first byte in the queue.
+// It is only looked at: the byte stays, and the copy of the descriptor goes.
+func marked(fd int) bool {
+	var b [1]byte
+	var oob [64]byte
+	_, n, _, _, err := unix.Recvmsg(fd, b[:], oob[:], unix.MSG_PEEK|unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+	if err != nil || n == 0 {
+		return false
 	}
-	if take := h + n - 1; take > 0 {
-		got, err := u.readv(fd, h, n-1)
+	list, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil {
+		return false
+	}
+	any := false
+	for _, m := range list {
+		fds, err := unix.ParseUnixRights(&m)
 		if err != nil {
-			u.err = err
-			return true
+			continue
 		}
-		u.held = false
-		if got < take {
-			u.n = got - h
-			return u.n > 0
+		for _, x := range fds {
+			unix.Close(x)
+			any = true
 		}
-		u.n = n - 1
 	}
-	var e syscall.Errno
-	_, _, e = unix.Syscall6(unix.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&u.p[n-1])), 1, unix.MSG_PEEK|unix.MSG_DONTWAIT, 0, 0)
-	switch {
-	case e == 0:
-		u.held = true
-		u.n = n
-	case u.n == 0:
-		u.err = e
-	}
-	return true
+	return any
 }
 
 // readv reads the held byte, if h is 1, and n more.
@@ -154,18 +190,17 @@ func (u *Unix) readv(fd uintptr, h, n int) (int, error) {
 // Close closes the connection in order. Nobody reads any more.
 func (u *Unix) Close() error {
 	u.closed.Do(func() {
-		if u.held {
-			_ = u.rc.Read(func(fd uintptr) bool {
+		_ = u.rc.Control(func(fd uintptr) {
+			if u.state(int(fd)); u.held {
 				_, _ = unix.Read(int(fd), u.spare[:])
-				return true
-			})
-		}
+			}
+		})
 	})
 	return u.UnixConn.Close()
 }
 
 // Abort implements Stream: the other end reads ECONNRESET, if it has ever
-// written a byte, or NewUnix was given one.
+// written a byte, one that is not passed on included.
 func (u *Unix) Abort() {
 	u.closed.Do(func() {})
 	_ = u.UnixConn.Close()

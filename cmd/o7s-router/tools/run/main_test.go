@@ -5,9 +5,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -138,6 +140,22 @@ func (n *node) want(args ...string) string {
 	return out
 }
 
+// clean lets a run remove what one that was killed left: it does when that is old.
+func (n *node) clean() {
+	n.t.Helper()
+	old := time.Now().Add(-2 * staleAfter)
+	left, _ := filepath.Glob(filepath.Join(n.tmp, dirPrefix+"*"))
+	if len(left) == 0 {
+		n.t.Error("the killed run left nothing")
+	}
+	for _, d := range left {
+		if err := os.Chtimes(d, old, old); err != nil {
+			n.t.Fatal(err)
+		}
+	}
+	n.want("--", "true")
+}
+
 // server is a command that goes on.
 type server struct {
 	n    *node
@@ -219,5 +237,33 @@ func (s *server) signal(sig unix.Signal) {
 		s.n.t.Errorf("%v does not end\n%s", s.cmd.Args, s.out.String())
 		_ = s.cmd.Process.Kill()
 		<-s.done
+	}
+}
+
+// kill kills it, and its program, which would stay.
+func (s *server) kill() {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", s.cmd.Process.Pid))
+	var kids []string
+	for _, t := range threads {
+		b, _ := os.ReadFile(t)
+		kids = append(kids, strings.Fields(string(b))...)
+	}
+	if len(kids) == 0 {
+		s.n.t.Error("no program to kill")
+	}
+	s.signal(unix.SIGKILL)
+	for _, k := range kids {
+		child, _ := strconv.Atoi(k)
+		_ = unix.Kill(child, unix.SIGKILL)
+	}
+}
+
+// await waits until it has written word.
+func (s *server) await(word string) {
+	s.n.t.Helper()
+	for end := time.Now().Add(limit); !strings.Contains(s.out.String(), word); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			s.n.t.Fatalf("%v: no %q\n%s", s.cmd.Args, word, s.out.String())
+		}
 	}
 }

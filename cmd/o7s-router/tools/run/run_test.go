@@ -6,7 +6,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -80,15 +79,7 @@ func TestPeerDies(t *testing.T) {
 	n := newNode(t)
 	s := n.start("ready", 1, "--listen", "7=mute", "--", p, "mute-server", "7")
 	c := n.start("ready", 1, "--", p, "peer-dies", "mute", "7")
-	kids, err := os.ReadFile("/proc/" + strconv.Itoa(s.cmd.Process.Pid) + "/task/" + strconv.Itoa(s.cmd.Process.Pid) + "/children")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.signal(unix.SIGKILL)
-	for _, k := range strings.Fields(string(kids)) { // would stay, without its agent
-		pid, _ := strconv.Atoi(k)
-		_ = unix.Kill(pid, unix.SIGKILL)
-	}
+	s.kill()
 	select {
 	case <-c.done:
 	case <-time.After(limit):
@@ -97,16 +88,22 @@ func TestPeerDies(t *testing.T) {
 	if c.err != nil {
 		t.Errorf("%v\n%s", c.err, c.out.String())
 	}
-	// What the killed run left is removed by a later one, when it is old.
-	left, _ := filepath.Glob(filepath.Join(n.tmp, dirPrefix+"*"))
-	if len(left) != 1 {
-		t.Fatalf("left by the killed run: %v", left)
-	}
-	old := time.Now().Add(-2 * staleAfter)
-	if err := os.Chtimes(left[0], old, old); err != nil {
-		t.Fatal(err)
-	}
-	n.want("--", "true")
+	n.clean()
+}
+
+// Nor for a server that only reads; a client that closes is one.
+func TestClientDies(t *testing.T) {
+	p, py := program(t), tool(t, "python3")
+	n := newNode(t)
+	s := n.start("ready", 1, "--listen", "7=sink", "--", p, "sink-server", "7")
+	n.want("--", py, "-c", `import socket; socket.create_connection(("sink", 7)).sendall(b"x"*100000)`)
+	s.await("end")
+	c := n.start("sent", 1, "--", py, "-uc", `
+import socket, time
+s = socket.create_connection(("sink", 7)); s.sendall(b"x"*100000); print("sent"); time.sleep(60)`)
+	c.kill()
+	s.await("reset")
+	n.clean()
 }
 
 // Statuses, signals, and what is left behind.

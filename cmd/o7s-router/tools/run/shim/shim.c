@@ -45,6 +45,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
@@ -636,6 +637,35 @@ EXPORT int listen(int fd, int backlog)
 }
 
 /*
+ * Sends the agent a byte that is never passed on, marked by a descriptor with
+ * it. It stays unread, so that the agent can reset the connection: a UNIX socket
+ * that is closed with bytes unread is. Without it, all is well but for that.
+ */
+static void mark(int fd)
+{
+	union {
+		struct cmsghdr align;
+		char buf[CMSG_SPACE(sizeof(int))];
+	} control;
+	char byte = 0;
+	struct iovec iov = { &byte, 1 };
+	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1,
+			    .msg_control = control.buf, .msg_controllen = sizeof(control.buf) };
+	struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+	int e = errno, any = (int)syscall(SYS_eventfd2, 0, EFD_CLOEXEC);
+
+	if (any >= 0) {
+		c->cmsg_level = SOL_SOCKET;
+		c->cmsg_type = SCM_RIGHTS;
+		c->cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(c), &any, sizeof(any));
+		syscall(SYS_sendmsg, fd, &m, MSG_DONTWAIT | MSG_NOSIGNAL);
+		syscall(SYS_close, any);
+	}
+	errno = e;
+}
+
+/*
  * Returns what the kernel does. The peer's address is a private one: flows have
  * no addresses. The port tells connections apart.
  */
@@ -648,10 +678,13 @@ EXPORT int accept4(int fd, struct sockaddr *sa, socklen_t *len, int flags)
 	const char *number;
 	int c;
 
-	if (!run.active || !(run.flags & RUN_LISTEN) || !sa || !len || look(fd, &s) != LISTENER)
+	if (!run.active || !(run.flags & RUN_LISTEN) || look(fd, &s) != LISTENER)
 		return NEXT(accept4)(fd, sa, len, flags);
 	c = NEXT(accept4)(fd, (struct sockaddr *)&un, &n, flags);
-	if (c >= 0) {
+	if (c < 0)
+		return c;
+	mark(c);
+	if (sa && len) {
 		if (classify(&un, n, &a, &number) != CONNECTION) {
 			memset(&a, 0, sizeof(a));
 			a.family = s.local.family;

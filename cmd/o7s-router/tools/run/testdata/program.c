@@ -236,6 +236,25 @@ static void mute_server(const char *port)
 	}
 }
 
+/* Only reads, and says how it ends. */
+static void sink_server(const char *port)
+{
+	int l = listen_on(port, AF_INET, 0);
+
+	ready();
+	for (;;) {
+		char b[64];
+		ssize_t n;
+		int s = accept(l, NULL, NULL);
+		CHECK(s >= 0);
+		while ((n = read(s, b, sizeof(b))) > 0)
+			;
+		printf("%s\n", n == 0 ? "end" : errno == ECONNRESET ? "reset" : strerror(errno));
+		fflush(stdout);
+		close(s);
+	}
+}
+
 static void addresses(const char *host, const char *port)
 {
 	struct addrinfo *a = lookup(host, port, AF_UNSPEC);
@@ -591,6 +610,8 @@ int main(int argc, char **argv)
 		rude_server(a);
 	else if (!strcmp(what, "mute-server"))
 		mute_server(a);
+	else if (!strcmp(what, "sink-server"))
+		sink_server(a);
 	else if (!strcmp(what, "addresses"))
 		addresses(a, b);
 	else if (!strcmp(what, "options"))
