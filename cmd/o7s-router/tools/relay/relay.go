@@ -76,11 +76,13 @@ type Relay struct {
 
 	moved atomic.Uint64 // bytes, both directions
 
-	mu    sync.Mutex // guards what follows
-	ended bool       // both directions have ended, or something failed
-	err   error      // what failed first
+	mu       sync.Mutex // guards what follows
+	ended    bool       // both directions have ended, or something failed
+	err      error      // what failed first
+	said     bool       // the stream has ended, and all of it was written to the flow
+	draining bool       // nobody reads the stream any more
 
-	sent, received uint64 // by Run's two halves, valid after Run
+	out, in uint64 // bytes, by Run's two halves; valid after Run
 }
 
 // New makes a relay, which owns both sides.
@@ -90,18 +92,58 @@ func New(f Flow, s Stream, o Options) *Relay {
 	return &Relay{flow: f, stream: s, idle: o.Idle, gather: !f.Direct()}
 }
 
-// Abort ends the connection at once. Both sides learn that it failed.
-func (r *Relay) Abort() { r.fail(errAborted) }
-
-func (r *Relay) fail(err error) {
+// Abort ends the connection at once, also one that Run closes and that waits
+// for the peer. Both sides learn that it failed.
+func (r *Relay) Abort() {
 	r.mu.Lock()
 	if !r.ended {
+		r.ended, r.err = true, errAborted
+	}
+	r.mu.Unlock()
+	r.abort()
+}
+
+func (r *Relay) abort() {
+	r.stream.Abort()
+	_ = r.flow.Abort()
+}
+
+// fail ends the connection for what one direction met.
+func (r *Relay) fail(err error) {
+	r.mu.Lock()
+	late := r.ended
+	if !late {
 		r.ended, r.err = true, err
 	}
 	r.mu.Unlock()
-	// Also when the end of the connection is under way: it may wait for a peer.
-	r.stream.Abort()
-	_ = r.flow.Abort()
+	if !late {
+		r.abort()
+	}
+}
+
+// Drain says that the user of the stream has gone: what it sent is still
+// delivered, what comes back is not waited for.
+func (r *Relay) Drain() {
+	r.mu.Lock()
+	r.draining = true
+	now := r.said && !r.ended
+	r.ended = r.ended || now
+	r.mu.Unlock()
+	if now {
+		r.finish()
+	}
+}
+
+// finish closes both sides in order, once r.ended was set for that.
+func (r *Relay) finish() {
+	if err := r.flow.Close(); err != nil { // waits until the peer has everything
+		r.mu.Lock()
+		if r.err == nil && !errors.Is(err, net.ErrClosed) {
+			r.err = fmt.Errorf("close flow: %w", err)
+		}
+		r.mu.Unlock()
+	}
+	_ = r.stream.Close()
 }
 
 // Run relays until both directions have ended or something failed, and closes
@@ -120,27 +162,66 @@ func (r *Relay) Run() error {
 	}()
 	if err := r.send(); err != nil {
 		r.fail(err)
+	} else {
+		stop := r.sent()
+		defer stop()
 	}
 	<-done
 	r.mu.Lock()
-	failed := r.ended
+	both := !r.ended
 	r.ended = true
 	r.mu.Unlock()
-	if !failed {
-		_ = r.stream.Close()
-		err := r.flow.Close() // waits until the peer has everything
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		if err != nil && r.err == nil {
-			return fmt.Errorf("close flow: %w", err)
+	if both {
+		r.finish()
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.err
+}
+
+// finWait is how long a peer has to end its direction when the user of the
+// stream has gone, as TCP has it (tcp_fin_timeout).
+const finWait = 60 * time.Second
+
+// sent notes that the stream has ended.
+func (r *Relay) sent() (stop func()) {
+	r.mu.Lock()
+	r.said = true
+	now := r.draining && !r.ended
+	r.ended = r.ended || now
+	r.mu.Unlock()
+	if now {
+		r.finish()
+	}
+	g, ok := r.stream.(interface{ WaitGone() error })
+	if !ok {
+		return func() {}
+	}
+	var mu sync.Mutex // guards what follows
+	var timer *time.Timer
+	stopped := false
+	go func() { // ends with the stream
+		if g.WaitGone() != nil {
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if !stopped {
+			timer = time.AfterFunc(finWait, r.Drain)
+		}
+	}()
+	return func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if stopped = true; timer != nil {
+			timer.Stop()
 		}
 	}
-	return r.err
 }
 
 // Bytes tells how much was carried from the stream to the flow, and back. Only
 // after Run.
-func (r *Relay) Bytes() (sent, received uint64) { return r.sent, r.received }
+func (r *Relay) Bytes() (sent, received uint64) { return r.out, r.in }
 
 // watch looks now and then whether anything moves.
 func (r *Relay) watch() (stop func()) {
@@ -189,7 +270,7 @@ func (r *Relay) send() error {
 		werr := r.put(b[:n], &msgs)
 		clear(msgs[:])
 		buffers.Put(b)
-		r.sent += uint64(n)
+		r.out += uint64(n)
 		r.moved.Add(uint64(n))
 		switch {
 		case werr != nil:
@@ -229,7 +310,7 @@ func (r *Relay) receive() error {
 		if err == nil && n > 0 {
 			var werr error
 			n, err, werr = r.forward(small, n)
-			r.received += uint64(n)
+			r.in += uint64(n)
 			r.moved.Add(uint64(n))
 			if werr != nil {
 				return fmt.Errorf("write: %w", werr)

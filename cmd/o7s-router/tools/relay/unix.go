@@ -48,6 +48,16 @@ func NewUnix(c *net.UnixConn, held bool) (*Unix, error) {
 // WaitRead implements Stream.
 func (u *Unix) WaitRead() error { return u.rc.Read(u.ready) }
 
+// WaitGone returns nil when the other end is closed altogether, and an error
+// when this one is.
+func (u *Unix) WaitGone() error {
+	return u.rc.Read(func(fd uintptr) bool {
+		p := [1]unix.PollFd{{Fd: int32(fd)}}
+		n, err := unix.Poll(p[:], 0)
+		return err == nil && n > 0 && p[0].Revents&unix.POLLHUP != 0
+	})
+}
+
 // Read reads; see Unix. One goroutine at a time.
 func (u *Unix) Read(p []byte) (int, error) {
 	if len(p) == 0 {

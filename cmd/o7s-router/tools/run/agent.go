@@ -100,8 +100,10 @@ type agent struct {
 	listener *net.UnixListener
 	client   *o7s.Client
 	server   *serving.Server
-	ctx      context.Context
+	ctx      context.Context // ends with the agent
 	cancel   context.CancelFunc
+	connects context.Context // ends with the program: of what is not connected yet
+	leave    context.CancelFunc
 	wg       sync.WaitGroup
 	hosts    hosts
 
@@ -162,6 +164,7 @@ func newAgent(o agentOptions) (*agent, error) {
 		Failed: func(err error) { o.log.Warn("flow request failed", "err", err) },
 	})
 	a.ctx, a.cancel = context.WithCancel(context.Background())
+	a.connects, a.leave = context.WithCancel(a.ctx)
 	a.wg.Go(a.serve)
 	return a, nil
 }
@@ -358,7 +361,7 @@ func (a *agent) connect(c *net.UnixConn, q *request) (int32, int) {
 		a.o.log.Error("cannot make a socket for a connection", "err", err)
 		return int32(unix.ENOBUFS), -1
 	}
-	ctx, cancel := context.WithTimeout(a.ctx, connectTimeout)
+	ctx, cancel := context.WithTimeout(a.connects, connectTimeout)
 	if !nonblock {
 		// The program gave up (a signal, its end): so does the flow.
 		go func() {
@@ -411,7 +414,7 @@ func (a *agent) connect(c *net.UnixConn, q *request) (int32, int) {
 // report writes the line of a connection that failed. A program asks for names
 // that are not there as a matter of course, and says so itself.
 func (a *agent) report(err error, host string, port uint16) {
-	if a.ctx.Err() == nil {
+	if a.connects.Err() == nil {
 		a.o.log.Debug("connection failed", "host", host, "port", port, "err", err)
 	}
 }
@@ -633,6 +636,46 @@ func (a *agent) reverse(q *request, text []byte) int32 {
 	copy(text[:len(text)-1], host)
 	return 0
 }
+
+// drain lets what the program sent before it ended arrive, until stop is closed
+// or for lingerTime.
+func (a *agent) drain(stop <-chan struct{}) {
+	a.leave()
+	told := map[*relay.Relay]bool{}
+	end := time.NewTimer(lingerTime)
+	defer end.Stop()
+	look := time.NewTicker(5 * time.Millisecond)
+	defer look.Stop()
+	for {
+		a.mu.Lock()
+		n := a.active
+		var list []*relay.Relay
+		for r := range a.relays {
+			if !told[r] {
+				told[r] = true
+				list = append(list, r)
+			}
+		}
+		a.mu.Unlock()
+		if n == 0 {
+			return
+		}
+		for _, r := range list {
+			go r.Drain() // waits for the peer
+		}
+		select {
+		case <-look.C:
+		case <-stop:
+			return
+		case <-end.C:
+			a.o.log.Warn("some of what the program sent may not have arrived", "connections", n)
+			return
+		}
+	}
+}
+
+// lingerTime is how long run waits for peers after the program has ended.
+const lingerTime = 30 * time.Second
 
 // close ends everything. Connections under way are reset.
 func (a *agent) close() {

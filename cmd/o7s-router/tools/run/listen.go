@@ -160,8 +160,8 @@ func (a *agent) offer(name string) (*relay.Unix, error) {
 		case errors.Is(err, unix.EAGAIN) && time.Now().Before(deadline):
 			select { // its queue is full
 			case <-time.After(10 * time.Millisecond):
-			case <-a.ctx.Done():
-				return nil, a.ctx.Err()
+			case <-a.connects.Done():
+				return nil, a.connects.Err()
 			}
 		default:
 			return nil, err

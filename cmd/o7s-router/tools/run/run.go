@@ -202,6 +202,18 @@ func run(o options, path string, stderr io.Writer) (status int, err error) {
 	for {
 		select {
 		case <-done:
+			stop := make(chan struct{})
+			drained := make(chan struct{})
+			go func() {
+				defer close(drained)
+				a.drain(stop)
+			}()
+			select {
+			case <-drained:
+			case <-signals:
+				close(stop)
+				<-drained
+			}
 			return status, nil
 		case s := <-signals:
 			sig := s.(syscall.Signal)

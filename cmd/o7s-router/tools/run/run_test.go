@@ -106,6 +106,43 @@ s = socket.create_connection(("sink", 7)); s.sendall(b"x"*100000); print("sent")
 	n.clean()
 }
 
+// What a program sends before it ends arrives, however slow the other end is.
+func TestLastWords(t *testing.T) {
+	py := tool(t, "python3")
+	n := newNode(t)
+	s := n.start("ready", 1, "--listen", "7=slow", "--", py, "-uc", `
+import socket, time
+l = socket.create_server(("", 7)); print("ready")
+while True:
+    c = l.accept()[0]; total = 0
+    while True:
+        b = c.recv(100000)
+        if not b: break
+        total += len(b); time.sleep(0.01)
+    print("got", total)`)
+	n.want("--", py, "-c", `import socket; socket.create_connection(("slow", 7)).sendall(b"x"*3000000)`)
+	s.await("got 3000000")
+	// It is the same for one that is killed: the kernel sends what it has.
+	c := n.start("sent", 1, "--", py, "-uc", `
+import socket, os
+s = socket.create_connection(("slow", 7)); s.sendall(b"x"*2000000); print("sent"); os.kill(os.getpid(), 9)`)
+	s.await("got 2000000")
+	select {
+	case <-c.done:
+	case <-time.After(limit):
+		t.Error("run goes on")
+	}
+	// A connection that does not come about keeps nobody.
+	testnode.Call(t, n.dir, ipc.OpNameCreate, ipc.NameArgs{Name: "idle"})
+	begin := time.Now()
+	n.want("--", py, "-c", `
+import socket
+s = socket.socket(); s.setblocking(False); s.connect_ex((socket.gethostbyname("idle"), 7))`)
+	if d := time.Since(begin); d > 10*time.Second {
+		t.Errorf("took %v", d)
+	}
+}
+
 // Statuses, signals, and what is left behind.
 func TestExit(t *testing.T) {
 	sh := tool(t, "sh")

@@ -544,8 +544,10 @@ EXPORT int connect(int fd, const struct sockaddr *sa, socklen_t len)
 	if (res == 0 && got >= 0)
 		return 0;
 	if (res == -2) {
-		if (errno != EINTR)
+		if (errno != EINTR && errno != EMFILE && errno != ENFILE)
 			errno = ENETDOWN;
+	} else if (res == 0 || (res == EINPROGRESS && got < 0)) {
+		errno = EMFILE; /* the descriptor was lost on its way */
 	} else {
 		errno = res > 0 ? res : EIO;
 	}
@@ -567,7 +569,7 @@ static int bind_name(int fd, const struct addr *a)
 	if (res == NOT_OURS)
 		return NOT_OURS - 1;
 	if (res != 0 || got < 0) {
-		errno = res > 0 ? res : EIO;
+		errno = res > 0 ? res : EMFILE;
 		return -1;
 	}
 	return trade(fd, got);
@@ -640,8 +642,9 @@ EXPORT int listen(int fd, int backlog)
  * Sends the agent a byte that is never passed on, marked by a descriptor with
  * it. It stays unread, so that the agent can reset the connection: a UNIX socket
  * that is closed with bytes unread is. Without it, all is well but for that.
+ * Returns -1 when the connection has been reset already.
  */
-static void mark(int fd)
+static int mark(int fd)
 {
 	union {
 		struct cmsghdr align;
@@ -652,27 +655,29 @@ static void mark(int fd)
 	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1,
 			    .msg_control = control.buf, .msg_controllen = sizeof(control.buf) };
 	struct cmsghdr *c = CMSG_FIRSTHDR(&m);
-	int e = errno, any = (int)syscall(SYS_eventfd2, 0, EFD_CLOEXEC);
+	int e = errno, any = (int)syscall(SYS_eventfd2, 0, EFD_CLOEXEC), gone = 0;
 
 	if (any >= 0) {
 		c->cmsg_level = SOL_SOCKET;
 		c->cmsg_type = SCM_RIGHTS;
 		c->cmsg_len = CMSG_LEN(sizeof(int));
 		memcpy(CMSG_DATA(c), &any, sizeof(any));
-		syscall(SYS_sendmsg, fd, &m, MSG_DONTWAIT | MSG_NOSIGNAL);
+		gone = syscall(SYS_sendmsg, fd, &m, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 && (errno == EPIPE || errno == ECONNRESET);
 		syscall(SYS_close, any);
 	}
 	errno = e;
+	return gone ? -1 : 0;
 }
 
 /*
  * Returns what the kernel does. The peer's address is a private one: flows have
- * no addresses. The port tells connections apart.
+ * no addresses. The port tells connections apart. A connection that was reset
+ * while it waited is passed over.
  */
 EXPORT int accept4(int fd, struct sockaddr *sa, socklen_t *len, int flags)
 {
 	struct sockaddr_un un;
-	socklen_t n = sizeof(un);
+	socklen_t n;
 	struct addr a;
 	struct sock s;
 	const char *number;
@@ -680,10 +685,15 @@ EXPORT int accept4(int fd, struct sockaddr *sa, socklen_t *len, int flags)
 
 	if (!run.active || !(run.flags & RUN_LISTEN) || look(fd, &s) != LISTENER)
 		return NEXT(accept4)(fd, sa, len, flags);
-	c = NEXT(accept4)(fd, (struct sockaddr *)&un, &n, flags);
-	if (c < 0)
-		return c;
-	mark(c);
+	for (;;) {
+		n = sizeof(un);
+		c = NEXT(accept4)(fd, (struct sockaddr *)&un, &n, flags);
+		if (c < 0)
+			return c;
+		if (mark(c) == 0)
+			break;
+		syscall(SYS_close, c);
+	}
 	if (sa && len) {
 		if (classify(&un, n, &a, &number) != CONNECTION) {
 			memset(&a, 0, sizeof(a));
