@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // needProgram skips the test for want of a program, unless nothing may be skipped.
@@ -89,4 +90,44 @@ func TestPrograms(t *testing.T) {
 	if _, stderr, status := n.run("h1", "curl", "-sS", "--proxy", "socks5h://127.0.0.1:1080", "http://no-such-name/"); status != 97 || !strings.Contains(stderr, "(4)") {
 		t.Errorf("a name that is not there: status %d, %s", status, stderr)
 	}
+
+	// What a program sends before it ends arrives, at a server that is slow; one
+	// whose agent is killed has not ended.
+	n.create("sink", "h1", "h3")
+	count := filepath.Join(dir, "count")
+	if _, err := n.Start(t.Context(), "h3", built, "run", "--layer", "uni", "--listen", "7=sink", "--", "python3", "-c", `
+import socket, sys, time
+l = socket.create_server(("", 7))
+while True:
+    c = l.accept()[0]; total = 0; how = "end"
+    try:
+        while b := c.recv(100000):
+            total += len(b); time.sleep(0.005)
+    except ConnectionResetError:
+        how = "reset"
+    open(sys.argv[1], "w").write("%s %d" % (how, total))`, count); err != nil {
+		t.Fatal(err)
+	}
+	n.accepting("h3", "sink", 1)
+	const send = "import socket, os, time; s = socket.create_connection(('sink', 7)); s.sendall(b'x' * 3000000)"
+	n.ok("h1", built, "run", "--", "python3", "-c", send)
+	arrives := func(want string) {
+		t.Helper()
+		eventually(t, 10*time.Second, func() error {
+			if b, _ := os.ReadFile(count); !strings.HasPrefix(string(b), want) {
+				return fmt.Errorf("the server got %q, want %q", b, want)
+			}
+			return nil
+		})
+	}
+	arrives("end 3000000")
+	tmp, err := os.MkdirTemp("/tmp", "o7s-e2e-") // it leaves its directory
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(tmp)
+	if _, _, status := n.run("h1", "env", "TMPDIR="+tmp, built, "run", "--", "python3", "-c", send+"; os.kill(os.getppid(), 9)"); status == 0 {
+		t.Error("a killed run ends well")
+	}
+	arrives("reset ")
 }
