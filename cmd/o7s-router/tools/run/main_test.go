@@ -100,7 +100,8 @@ func newNode(t *testing.T) *node {
 	t.Cleanup(func() {
 		list, _ := filepath.Glob(filepath.Join(tmp, "*"))
 		if len(list) > 0 {
-			t.Errorf("left behind: %v", list)
+			what, _ := exec.Command("ls", "-lR", "--full-time", tmp).Output()
+			t.Errorf("left behind: %v\n%s", list, what)
 		}
 		_ = os.RemoveAll(tmp)
 	})

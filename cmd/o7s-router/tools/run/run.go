@@ -146,6 +146,14 @@ func run(o options, path string, stderr io.Writer) (status int, err error) {
 		level = slog.LevelDebug
 	}
 	o.log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	// Until everything is removed again.
+	signals := make(chan os.Signal, 16)
+	defer signal.Stop(signals)
+	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2} {
+		if !signal.Ignored(s) { // nohup: the program inherits that
+			signal.Notify(signals, s)
+		}
+	}
 	dir, err := newDirectory()
 	if err != nil {
 		return exitFailed, err
@@ -162,13 +170,6 @@ func run(o options, path string, stderr io.Writer) (status int, err error) {
 	}
 	defer a.close()
 
-	signals := make(chan os.Signal, 16)
-	defer signal.Stop(signals)
-	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2} {
-		if !signal.Ignored(s) { // nohup: the program inherits that
-			signal.Notify(signals, s)
-		}
-	}
 	p, err := os.StartProcess(path, o.command, &os.ProcAttr{
 		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
 		Env:   environment(os.Environ(), dir.shim(), a.environment()),

@@ -106,6 +106,30 @@ s = socket.create_connection(("sink", 7)); s.sendall(b"x"*100000); print("sent")
 	n.clean()
 }
 
+// A client that dies before the server accepts it is passed over.
+func TestDeadInQueue(t *testing.T) {
+	py := tool(t, "python3")
+	n := newNode(t)
+	s := n.start("ready", 1, "--verbose", "--listen", "7=late", "--", py, "-uc", `
+import signal, socket
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+l = socket.create_server(("", 7)); print("ready")
+signal.sigwait({signal.SIGUSR1})
+print("first:", l.accept()[0].recv(100))`)
+	c := n.start("sent", 1, "--", py, "-uc", `
+import socket, time
+s = socket.create_connection(("late", 7)); s.sendall(b"dead"); print("sent"); time.sleep(60)`)
+	c.kill()
+	s.await("connection failed")
+	n.clean()
+	alive := n.start("sent", 1, "--", py, "-uc", `
+import socket
+s = socket.create_connection(("late", 7)); s.sendall(b"alive"); print("sent"); s.recv(1)`)
+	_ = unix.Kill(s.cmd.Process.Pid, unix.SIGUSR1)
+	s.await("first: b'alive'")
+	<-alive.done
+}
+
 // What a program sends before it ends arrives, however slow the other end is.
 func TestLastWords(t *testing.T) {
 	py := tool(t, "python3")
