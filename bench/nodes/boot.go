@@ -108,6 +108,35 @@ func excluded(name string) bool {
 	return strings.HasPrefix(name, "anon_inode:bpf") || strings.HasPrefix(name, "socket:")
 }
 
+// daemonsCPU is the user and system time, in s, of all daemons of a lab so far.
+func daemonsCPU(l *lab.Lab) (float64, error) {
+	const ticks = 100 // a second; USER_HZ is the same on every Linux that Go runs on
+	sum := 0
+	for _, h := range l.Topology().Hosts {
+		pid, err := daemonOf(l, h)
+		if err != nil {
+			return 0, err
+		}
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			return 0, err
+		}
+		// Fields 14 and 15; the second is a name in parentheses.
+		f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+		if len(f) < 13 {
+			return 0, fmt.Errorf("process %d: unreadable stat", pid)
+		}
+		for _, v := range f[11:13] {
+			n, err := strconv.Atoi(v)
+			if err != nil {
+				return 0, fmt.Errorf("process %d: %w", pid, err)
+			}
+			sum += n
+		}
+	}
+	return float64(sum) / ticks, nil
+}
+
 // daemonOf finds a host's daemon by its run directory.
 func daemonOf(l *lab.Lab, host string) (int, error) {
 	dir := l.RunDir(host)

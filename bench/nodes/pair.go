@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/o7s/o7s-router/bench/stream"
 	"github.com/o7s/o7s-router/bench/worker"
@@ -41,7 +40,7 @@ func server(t *lab.Topology, dir, host, network string, layers ...string) {
 	n := nameOf(network)
 	prog := filepath.Join(dir, n)
 	t.Services = append(t.Services, lab.Service{Name: n, Host: host, Layers: layers, Program: prog})
-	t.Runs = append(t.Runs, lab.Run{Host: host, Command: []string{prog, worker.Command, "serve", "-net", network}})
+	t.Runs = append(t.Runs, lab.Run{Host: host, Command: profiled("serve-"+t.Name+"-"+network, prog, worker.Command, "serve", "-net", network)})
 }
 
 // pairLink is the link of every pair of hosts, 1500 bytes without offloads:
@@ -89,7 +88,7 @@ func (c Config) pair(ctx context.Context, down *takeDown, name, link string, net
 	for _, n := range networks {
 		if ip {
 			at := pairServer + ":" + ports[n]
-			t.Runs = append(t.Runs, lab.Run{Host: "h2", Command: []string{self, worker.Command, "serve", "-net", n, "-listen", at}})
+			t.Runs = append(t.Runs, lab.Run{Host: "h2", Command: profiled("serve-"+name+"-"+n, self, worker.Command, "serve", "-net", n, "-listen", at)})
 			continue
 		}
 		server(t, dir, "h2", n, "dix12")
@@ -113,20 +112,26 @@ func transfer(ctx context.Context, l *lab.Lab, network string, s stream.Size) (s
 		to = sinkSocket
 	}
 	var t stream.Transfer
-	args := []string{"send", "-net", network, "-to", to, "-total", fmt.Sprint(s.Total), "-message", fmt.Sprint(s.Message)}
+	args := profiled("send-"+l.Topology().Name+"-"+network, "send", "-net", network, "-to", to, "-total", fmt.Sprint(s.Total), "-message", fmt.Sprint(s.Message))
 	if s.Sum {
 		args = append(args, "-sum")
-	}
-	if dir := os.Getenv(profiles); dir != "" {
-		args = append(args, "-profile", filepath.Join(dir, strings.ReplaceAll(fmt.Sprint("send-", network, "-", s.Message), "/", "_")))
 	}
 	err := run(ctx, l, "h1", &t, args...)
 	return t, err
 }
 
-// profiles names a directory in which senders leave CPU profiles, for looking
-// into what they do.
+// profiles names a directory in which both ends of transfers leave CPU
+// profiles, for looking into what they do.
 const profiles = "O7S_BENCH_PROFILES"
+
+// profiled adds the file for the profile to a worker's command, if there is to
+// be one.
+func profiled(name string, command ...string) []string {
+	if dir := os.Getenv(profiles); dir != "" {
+		command = append(command, "-profile", filepath.Join(dir, name))
+	}
+	return command
+}
 
 // series is a measurement that several rows look at: each of them gets that of
 // the same round, whichever is first.

@@ -17,7 +17,9 @@ import (
 )
 
 // A transfer begins with a header of the size of the whole and of its messages,
-// little-endian, and ends with the receiver's Half, padded to replyLen.
+// little-endian, which the receiver sends back, and ends with the receiver's
+// Half, padded to replyLen. The header back starts the clock, and lets a flow
+// know what its peer is: before, it takes no message longer than a packet.
 const (
 	headerLen = 16
 	replyLen  = 512
@@ -111,6 +113,9 @@ func Send(l Link, s Size) (Transfer, error) {
 	if _, err := l.Write(head); err != nil {
 		return t, fmt.Errorf("send header: %w", err)
 	}
+	if err := readFull(l, make([]byte, headerLen)); err != nil {
+		return t, fmt.Errorf("header back: %w", err)
+	}
 	start := time.Now()
 	h := &t.Sender
 	for h.Bytes < s.Total {
@@ -203,6 +208,9 @@ func receive(l Link, buf []byte) error {
 	u, err := used()
 	if err != nil {
 		return err
+	}
+	if _, err := l.Write(head); err != nil {
+		return fmt.Errorf("header back: %w", err)
 	}
 	var h Half
 	var first time.Time
