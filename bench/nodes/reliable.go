@@ -125,8 +125,8 @@ type lossiness struct {
 }
 
 var (
-	lossy1 = lossiness{1, 16 << 20}
-	lossy5 = lossiness{5, 8 << 20}
+	lossy1 = lossiness{1, 3 << 20}
+	lossy5 = lossiness{5, 3 << 19}
 )
 
 const (
