@@ -50,6 +50,7 @@ hosts = ["h1", "h2"]
 [[link]]
 ends = ["h1", "h2"]
 gro = false
+gso = false
 tx_checksum = false
 `
 

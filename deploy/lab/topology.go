@@ -63,6 +63,7 @@ type Link struct {
 	Addresses []string `toml:"addresses"` // IP prefixes of the two ends, for comparisons with IP
 	MTU       int      `toml:"mtu"`
 	GRO       *bool    `toml:"gro"`
+	GSO       *bool    `toml:"gso"` // segmentation by the kernel behind its stack; on when absent
 	// TxChecksum false turns transmit checksum offload off, which IP needs when
 	// its packets pass an XDP program.
 	TxChecksum *bool `toml:"tx_checksum"`

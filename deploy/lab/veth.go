@@ -96,7 +96,7 @@ func (l *Lab) addLink(k *Link) error {
 }
 
 func setFeatures(l *Link, end int, ns string) error {
-	if l.GRO == nil && l.TxChecksum == nil {
+	if l.GRO == nil && l.GSO == nil && l.TxChecksum == nil {
 		return nil
 	}
 	dev := l.Devices[end]
@@ -104,6 +104,11 @@ func setFeatures(l *Link, end int, ns string) error {
 		if l.TxChecksum != nil {
 			if err := setFeature(dev, unix.ETHTOOL_STXCSUM, *l.TxChecksum); err != nil {
 				return fmt.Errorf("transmit checksum offload: %w", err)
+			}
+		}
+		if l.GSO != nil {
+			if err := setFeature(dev, unix.ETHTOOL_SGSO, *l.GSO); err != nil {
+				return fmt.Errorf("GSO: %w", err)
 			}
 		}
 		if l.GRO != nil {
