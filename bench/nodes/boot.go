@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -140,6 +141,18 @@ func daemonsCPU(l *lab.Lab) (float64, error) {
 // daemonOf finds a host's daemon by its run directory.
 func daemonOf(l *lab.Lab, host string) (int, error) {
 	dir := l.RunDir(host)
+	pid, err := processOf(func(argv []string) bool {
+		i := slices.Index(argv, "--run-dir")
+		return i >= 0 && i+1 < len(argv) && argv[i+1] == dir
+	})
+	if err != nil {
+		return 0, fmt.Errorf("daemon of %s: %w", host, err)
+	}
+	return pid, nil
+}
+
+// processOf finds a process by its command line.
+func processOf(match func(argv []string) bool) (int, error) {
 	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		return 0, err
@@ -149,12 +162,9 @@ func daemonOf(l *lab.Lab, host string) (int, error) {
 		if err != nil {
 			continue // it has ended
 		}
-		argv := strings.Split(string(b), "\x00")
-		for i := range argv {
-			if argv[i] == "--run-dir" && i+1 < len(argv) && argv[i+1] == dir {
-				return strconv.Atoi(filepath.Base(filepath.Dir(p)))
-			}
+		if match(strings.Split(string(b), "\x00")) {
+			return strconv.Atoi(filepath.Base(filepath.Dir(p)))
 		}
 	}
-	return 0, errors.New("no daemon of " + host)
+	return 0, errors.New("no such process")
 }

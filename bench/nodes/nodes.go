@@ -52,6 +52,7 @@ func Groups(c Config) []row.Group {
 		{Name: "link cut", Rounds: 3, Setup: c.cut, Rows: []string{cutLFA, cutLS}},
 		{Name: "boot", Rounds: 5, Setup: c.boot, Rows: []string{boot, memory}},
 		{Name: "local flows", Rounds: localRounds, Setup: c.local, Rows: []string{localRTT, socketRTT, local64, socket64, local1500, socket1500}},
+		{Name: "idle flows", Rounds: 1, Setup: c.idle, Rows: []string{idleLocal, idleUnicast}},
 	}, reliableGroups(c)...)
 }
 
@@ -66,7 +67,7 @@ func Bars() []row.Bar {
 		{Row: cutLS, Max: 1000, Why: "longest gap when a link is cut, link state"},
 		{Row: boot, Max: 3, Why: "from nothing to the first ping over three nodes"},
 		{Row: memory, Max: 48, Why: "the middle daemon, without BPF maps and packet memory"},
-	}, localBars(), reliableBars())
+	}, localBars(), reliableBars(), idleBars())
 }
 
 // topology reads one of the shipped topologies for a lab of ours.

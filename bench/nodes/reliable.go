@@ -70,8 +70,8 @@ func (c Config) clean(ctx context.Context, names []string) ([]row.Row, func(), e
 	}
 	var rows []row.Row
 	for _, n := range names {
-		r := row.Row{Name: n, Unit: "Mbit/s"}
-		value := megabits
+		r := row.Row{Name: n, Unit: "Gbit/s"}
+		value := func(t stream.Transfer) float64 { return megabits(t) / 1000 }
 		var s *series
 		switch n {
 		case goodput:

@@ -139,6 +139,11 @@ func Main(args []string) error {
 	case "alloc":
 		a, err := alloc(ctx, f.Args(), *count)
 		return output(a, err)
+	case "idle":
+		r, err := idle(ctx, *network, *to, *count)
+		return output(r, err)
+	case "hold":
+		return hold(ctx)
 	case "forward":
 		return live.EnableForwarding()
 	case "route":

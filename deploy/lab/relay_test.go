@@ -107,6 +107,42 @@ func TestRelay(t *testing.T) {
 	if got := strings.Join(hear(b), " "); got != "two two" {
 		t.Errorf("heard %q", got)
 	}
+
+	// What the relay sends is what arrives, and the rest is what it has lost.
+	r.Set(impair.Both(impair.Impairment{Loss: 0.05, Delay: 2 * time.Millisecond}))
+	const batches, size = 8, 125 // within a socket's buffer
+	before := r.Stats().Lines[0]
+	for ; before.Received < 8; before = r.Stats().Lines[0] { // ARP and seven messages
+		time.Sleep(time.Millisecond)
+	}
+	arrived := uint64(0)
+	for i := range uint64(batches) {
+		for range size {
+			send(a, b, "x")
+		}
+		line := r.Stats().Lines[0]
+		for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+			line = r.Stats().Lines[0]
+			if n := line.Received - before.Received; n == (i+1)*size && line.Sent-before.Sent+line.Lost-before.Lost == n {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("after %d frames: %+v, before %+v", (i+1)*size, line, before)
+			}
+		}
+		send(b, a, "end") // a frame of the other direction changes nothing
+		if err := b.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		for ; arrived < line.Sent-before.Sent; arrived++ {
+			if _, _, err := b.ReadFromUDPAddrPort(buf); err != nil {
+				t.Fatalf("%d of %d arrived: %v", arrived, line.Sent-before.Sent, err)
+			}
+		}
+	}
+	if lost := batches*size - arrived; lost < 15 || lost > 100 { // 50 +- 7
+		t.Errorf("%d of %d were lost", lost, batches*size)
+	}
 	if s := r.Stats(); s.Kernel != [2]uint64{} {
 		t.Errorf("the kernel dropped: %+v", s)
 	}

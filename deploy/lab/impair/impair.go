@@ -44,7 +44,6 @@ const (
 	sendBuffer = 8 << 20
 	// stopEvery is how often an idle relay looks whether it is to end.
 	stopEvery = 50 * time.Millisecond
-	showEvery = 5 * time.Millisecond
 )
 
 // MaxMTU is the largest MTU of a device that a relay takes, in bytes.
@@ -94,7 +93,6 @@ type Relay struct {
 	descs  []xsk.Desc
 	addrs  []uint64
 	shown  atomic.Pointer[Stats]
-	looked time.Time // when shown was made
 }
 
 // side is a device, and the line of the frames that come from it.
@@ -203,7 +201,8 @@ func (r *Relay) Set(im [2]Impairment) {
 	}
 }
 
-// Stats returns the counters; while Run runs they are some milliseconds old.
+// Stats returns the counters; those of a frame follow it within
+// microseconds.
 func (r *Relay) Stats() Stats { return *r.shown.Load() }
 
 // Run passes frames until the context ends, and then detaches the relay from
@@ -228,14 +227,11 @@ func (r *Relay) Run(ctx context.Context) error {
 		if n > 0 {
 			last = time.Now()
 		}
-		if time.Since(r.looked) > showEvery {
-			r.show()
-		}
+		r.show()
 		if err := r.wait(time.Since(last) < calm && r.delays()); err != nil {
 			return err
 		}
 	}
-	r.show()
 	return nil
 }
 
@@ -337,8 +333,12 @@ func (r *Relay) send(i int, now int64) error {
 	}
 }
 
-// show publishes the counters.
+// show publishes the counters when they have changed.
 func (r *Relay) show() {
+	was := r.shown.Load()
+	if r.sides[0].line.n == was.Lines[0] && r.sides[1].line.n == was.Lines[1] {
+		return
+	}
 	var st Stats
 	for i := range r.sides {
 		st.Lines[i] = r.sides[i].line.n
@@ -347,7 +347,6 @@ func (r *Relay) show() {
 		}
 	}
 	r.shown.Store(&st)
-	r.looked = time.Now()
 }
 
 // wait sleeps until there may be something to do: to the next tick when busy,
