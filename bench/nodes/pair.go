@@ -169,3 +169,9 @@ func (s *series) allocs(what string, n func(stream.Transfer) int64) func() strin
 			float64(t.Sender.Allocs)/k, float64(t.Receiver.Allocs)/k)
 	}
 }
+
+// repeated is a note on what the end-to-end protocol sent in the last round.
+func repeated(t stream.Transfer) string {
+	p, back := t.Sender.Packets, t.Receiver.Packets
+	return fmt.Sprintf("last round: %d packets and %d again (%d times late), %d without data to the sender", p.Sent, p.Resent, p.RTOs, back.Control)
+}

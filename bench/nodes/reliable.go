@@ -89,7 +89,11 @@ func (c Config) clean(ctx context.Context, names []string) ([]row.Row, func(), e
 		r.Measure = s.row(value)
 		if n == goodput || n == quicGoodput || n == tcpGoodput {
 			// Packets, not messages: a message is many of them.
-			r.Note = s.allocs("packet of 1448 bytes", func(t stream.Transfer) int64 { return t.Receiver.Bytes / 1448 })
+			heap := s.allocs("packet of 1448 bytes", func(t stream.Transfer) int64 { return t.Receiver.Bytes / 1448 })
+			r.Note = heap
+			if n == goodput {
+				r.Note = func() string { return heap() + "; " + repeated(s.done[len(s.done)-1]) }
+			}
 		}
 		rows = append(rows, r)
 	}
@@ -186,9 +190,13 @@ func (c Config) lossy(p lossiness) func(context.Context, []string) ([]row.Row, f
 			if network == stream.Data {
 				r.RatioTo = p.row(stream.QUIC)
 			}
-			r.Measure = func(ctx context.Context) (float64, error) {
-				t, err := through(ctx, l, network, stream.Size{Total: p.total, Message: lossMessage, Sum: true})
-				return megabits(t), err
+			var last stream.Transfer
+			r.Measure = func(ctx context.Context) (_ float64, err error) {
+				last, err = through(ctx, l, network, stream.Size{Total: p.total, Message: lossMessage, Sum: true})
+				return megabits(last), err
+			}
+			if l == flows {
+				r.Note = func() string { return repeated(last) }
 			}
 			rows = append(rows, r)
 		}

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/o7s/o7s-router/lib/frcp"
 )
 
 // A transfer begins with a header of the size of the whole and of its messages,
@@ -40,6 +42,24 @@ type Half struct {
 	Seconds  float64 `json:"seconds"`  // receiver: from the first message to the last
 	CPU      float64 `json:"cpu_s"`    // user and system time of the process, s
 	Allocs   uint64  `json:"allocs"`   // heap objects
+	Packets  Packets `json:"packets"`  // of a flow with the end-to-end protocol
+}
+
+// Packets are what the end-to-end protocol of a flow has sent.
+type Packets struct {
+	Sent, Resent, Control uint64 // data for the first time, again, without data
+	RTOs                  uint64 // times that an acknowledgement was not there in time
+}
+
+// protocol is what flows have beyond a Link.
+type protocol interface{ Stats() frcp.Stats }
+
+func packets(l Link) (p Packets) {
+	if f, ok := l.(protocol); ok {
+		s := f.Stats()
+		p = Packets{s.Sent, s.Resent, s.Control, s.RTOs}
+	}
+	return p
 }
 
 // Transfer is what came of it.
@@ -143,6 +163,7 @@ func Send(l Link, s Size) (Transfer, error) {
 	if err := h.since(u); err != nil {
 		return t, err
 	}
+	h.Packets = packets(l)
 	if err := json.Unmarshal(bytes.TrimRight(reply, " "), &t.Receiver); err != nil {
 		return t, fmt.Errorf("reply: %w", err)
 	}
@@ -237,6 +258,7 @@ func receive(l Link, buf []byte) error {
 	if err := h.since(u); err != nil {
 		return err
 	}
+	h.Packets = packets(l)
 	reply, err := json.Marshal(h)
 	if err != nil {
 		return err
