@@ -208,13 +208,18 @@ func (d *fake) flow1(t *testing.T, c *Client, q *qos.Spec) (*Flow, *held) {
 // pair allocates a flow between two clients.
 func (d *fake) pair(t *testing.T, a, b *Client) (x, y *Flow) {
 	t.Helper()
+	return d.pairQoS(t, a, b, nil)
+}
+
+func (d *fake) pairQoS(t *testing.T, a, b *Client, q *qos.Spec) (x, y *Flow) {
+	t.Helper()
 	done := make(chan error)
 	go func() {
 		var err error
 		y, err = b.Accept(t.Context())
 		done <- err
 	}()
-	x, err := a.Alloc(t.Context(), "direct", nil)
+	x, err := a.Alloc(t.Context(), "direct", q)
 	if err != nil {
 		t.Fatal(err)
 	}
