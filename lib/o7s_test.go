@@ -44,6 +44,7 @@ type fake struct {
 	taps  map[*ipc.Conn]bool
 	wait  chan acceptor
 	freed []uint32
+	ends  map[uint32][2]*ipc.Conn // of direct flows
 }
 
 type held struct {
@@ -60,7 +61,7 @@ type acceptor struct {
 
 func newFake(t *testing.T) *fake {
 	d := &fake{t: t, dir: t.TempDir(), held: make(chan *held, 100), tap: make(chan *os.File, 1),
-		taps: map[*ipc.Conn]bool{}, wait: make(chan acceptor, 1000)}
+		taps: map[*ipc.Conn]bool{}, wait: make(chan acceptor, 1000), ends: map[uint32][2]*ipc.Conn{}}
 	d.start()
 	t.Cleanup(d.stop)
 	return d
@@ -125,8 +126,15 @@ func (d *fake) serve(c *ipc.Conn) {
 			json.Unmarshal(r.Args, &a)
 			d.mu.Lock()
 			d.freed = append(d.freed, a.Flow)
+			ends := d.ends[a.Flow]
+			delete(d.ends, a.Flow)
 			d.mu.Unlock()
 			c.Reply(r.ID, struct{}{}, nil)
+			for _, e := range ends {
+				if e != nil && e != c {
+					e.Event(ipc.FlowEvent{Flow: a.Flow, Type: "dealloc"})
+				}
+			}
 		default:
 			c.Reply(r.ID, nil, o7serr.Wrap(o7serr.EIPCP, "no broadcast layer"))
 		}
@@ -159,6 +167,9 @@ func (d *fake) alloc(c *ipc.Conn, r ipc.Request) {
 	case "direct":
 		res.Direct = true
 		acc := <-d.wait
+		d.mu.Lock()
+		d.ends[id] = [2]*ipc.Conn{c, acc.conn}
+		d.mu.Unlock()
 		c.Reply(r.ID, res, nil, fds[:]...)
 		res.Side, fds = 1, p.FDs(1)
 		acc.conn.Reply(acc.id, res, nil, fds[:]...)
