@@ -144,16 +144,28 @@ func (c *Client) connect(ctx context.Context) (*session, error) {
 	return s, nil
 }
 
-// Close releases every flow and the connection. Calls under way fail.
+// Close releases every flow and the connection, and closes the listeners.
+// Calls under way fail.
 func (c *Client) Close() error {
 	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	c.exchange().forget(c) // listeners unbind, so the connection is still there
+	c.mu.Lock()
 	s := c.session
-	c.closed, c.session = true, nil
+	c.session = nil
 	c.mu.Unlock()
 	if s != nil {
 		s.close()
 	}
 	return nil
+}
+
+// current is the session there is, nil without.
+func (c *Client) current() *session {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.session
 }
 
 // Alloc is the function Alloc with this client.
@@ -170,9 +182,9 @@ func (c *Client) Alloc(ctx context.Context, name string, q *qos.Spec) (*Flow, er
 
 // Accept is the function Accept with this client.
 func (c *Client) Accept(ctx context.Context) (*Flow, error) {
-	f, err := c.get(ctx, ipc.OpAccept, ipc.AcceptArgs{TimeoutMS: timeout(ctx)})
+	f, err := c.exchange().accept(ctx, c)
 	if err != nil {
-		return nil, fmt.Errorf("accept flow: %w", err)
+		return nil, fmt.Errorf("accept flow: %w", timedOut(err))
 	}
 	return f, nil
 }
