@@ -144,8 +144,8 @@ func (c *Client) connect(ctx context.Context) (*session, error) {
 	return s, nil
 }
 
-// Close releases every flow and the connection, and closes the listeners.
-// Calls under way fail.
+// Close closes the listeners, releases every flow, as Flow.Close does, and ends
+// the connection. Calls under way fail.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	c.closed = true

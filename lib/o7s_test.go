@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -27,7 +28,8 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // fake is a daemon with just enough of one. What a flow is depends on its name:
-// "held" leaves the other end to the test, "direct" leads to whoever accepts,
+// "held" leaves the other end to the test, "direct", "direct2" and "direct3" lead
+// to whoever accepts,
 // "app" uses a device (a socket here), every other name is refused.
 type fake struct {
 	t    *testing.T
@@ -37,14 +39,18 @@ type fake struct {
 	held chan *held
 	tap  chan *os.File // the network's side of a program's device
 
-	mu    sync.Mutex // guards what follows
-	hello ipc.HelloArgs
-	conns []*ipc.Conn
-	flow  uint32
-	taps  map[*ipc.Conn]bool
-	wait  chan acceptor
-	freed []uint32
-	ends  map[uint32][2]*ipc.Conn // of direct flows
+	mu      sync.Mutex // guards what follows
+	hello   ipc.HelloArgs
+	conns   []*ipc.Conn
+	flow    uint32
+	taps    map[*ipc.Conn]bool
+	wait    []acceptor
+	came    *sync.Cond // wait or stopped has changed
+	stopped bool
+	bound   map[string]bool // names that the process is bound to
+	deny    bool            // binding is refused
+	freed   []uint32
+	ends    map[uint32][2]*ipc.Conn // of direct flows
 }
 
 type held struct {
@@ -61,13 +67,18 @@ type acceptor struct {
 
 func newFake(t *testing.T) *fake {
 	d := &fake{t: t, dir: t.TempDir(), held: make(chan *held, 100), tap: make(chan *os.File, 1),
-		taps: map[*ipc.Conn]bool{}, wait: make(chan acceptor, 1000), ends: map[uint32][2]*ipc.Conn{}}
+		taps: map[*ipc.Conn]bool{}, ends: map[uint32][2]*ipc.Conn{}, bound: map[string]bool{}}
+	d.came = sync.NewCond(&d.mu)
 	d.start()
 	t.Cleanup(d.stop)
 	return d
 }
 
+// fakePID is what the fake takes every process for.
+const fakePID = 4711
+
 func (d *fake) start() {
+	d.stopped = false
 	l, err := ipc.Listen(ipc.SocketPath(d.dir), 0o600)
 	if err != nil {
 		d.t.Fatal(err)
@@ -93,7 +104,9 @@ func (d *fake) stop() {
 	for _, c := range d.conns {
 		c.Close()
 	}
-	d.conns = nil
+	d.conns, d.wait = nil, nil
+	d.stopped = true
+	d.came.Broadcast()
 	d.mu.Unlock()
 	d.wg.Wait()
 }
@@ -110,7 +123,7 @@ func (d *fake) serve(c *ipc.Conn) {
 			d.mu.Lock()
 			json.Unmarshal(r.Args, &d.hello)
 			d.mu.Unlock()
-			c.Reply(r.ID, ipc.HelloResult{}, nil)
+			c.Reply(r.ID, ipc.HelloResult{PID: fakePID}, nil)
 		case ipc.OpAlloc:
 			d.alloc(c, r)
 		case ipc.OpAccept:
@@ -120,7 +133,47 @@ func (d *fake) serve(c *ipc.Conn) {
 				c.Reply(r.ID, nil, o7serr.ETIMEDOUT)
 				break
 			}
-			d.wait <- acceptor{c, r.ID}
+			d.mu.Lock()
+			d.wait = append(d.wait, acceptor{c, r.ID})
+			d.came.Broadcast()
+			d.mu.Unlock()
+		case ipc.OpCancel:
+			var a ipc.CancelArgs
+			json.Unmarshal(r.Args, &a)
+			d.mu.Lock()
+			n := len(d.wait)
+			d.wait = slices.DeleteFunc(d.wait, func(w acceptor) bool { return w == acceptor{c, a.ID} })
+			found := len(d.wait) < n
+			d.mu.Unlock()
+			if found {
+				c.Reply(a.ID, nil, o7serr.EPIPE)
+			}
+			c.Reply(r.ID, struct{}{}, nil)
+		case ipc.OpList:
+			var a ipc.ListArgs
+			json.Unmarshal(r.Args, &a)
+			var list ipc.ListResult
+			d.mu.Lock()
+			if d.bound[a.Prefix] {
+				list.Names = []ipc.NameInfo{{Name: a.Prefix, Processes: []int32{fakePID}}}
+			}
+			d.mu.Unlock()
+			c.Reply(r.ID, list, nil)
+		case ipc.OpBind, ipc.OpUnbind:
+			var a ipc.BindArgs
+			json.Unmarshal(r.Args, &a)
+			d.mu.Lock()
+			var err error
+			switch on := r.Op == ipc.OpBind; {
+			case d.deny:
+				err = o7serr.EPERM
+			case a.PID != fakePID || on == d.bound[a.Name]:
+				err = o7serr.EINVAL
+			default:
+				d.bound[a.Name] = on
+			}
+			d.mu.Unlock()
+			c.Reply(r.ID, struct{}{}, err)
 		case ipc.OpDealloc:
 			var a ipc.DeallocArgs
 			json.Unmarshal(r.Args, &a)
@@ -153,7 +206,13 @@ func (d *fake) alloc(c *ipc.Conn, r ipc.Request) {
 		c.Reply(r.ID, nil, err)
 		return
 	}
-	defer p.Close()
+	if a.QoS.InOrder != 0 {
+		// A bell that was rung is forgotten with its last descriptor, and
+		// nobody tells a wire that its flow is gone.
+		d.t.Cleanup(p.Close)
+	} else {
+		defer p.Close()
+	}
 	res := ipc.FlowResult{Flow: id, Name: a.Name, QoS: a.QoS, MTU: 1500, Ring: ipc.Region{Size: p.Size}}
 	fds := p.FDs(0)
 	switch a.Name {
@@ -164,10 +223,18 @@ func (d *fake) alloc(c *ipc.Conn, r ipc.Request) {
 			panic(err)
 		}
 		d.held <- &held{end: end, flow: id, conn: c}
-	case "direct":
+	case "direct", "direct2", "direct3":
 		res.Direct = true
-		acc := <-d.wait
 		d.mu.Lock()
+		for len(d.wait) == 0 && !d.stopped {
+			d.came.Wait()
+		}
+		if d.stopped {
+			d.mu.Unlock()
+			return
+		}
+		acc := d.wait[0]
+		d.wait = d.wait[1:]
 		d.ends[id] = [2]*ipc.Conn{c, acc.conn}
 		d.mu.Unlock()
 		c.Reply(r.ID, res, nil, fds[:]...)
@@ -844,5 +911,13 @@ func TestAppNoAllocation(t *testing.T) {
 		}
 	}); n > 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+// event makes the daemon tell of something that happened to the flow.
+func (h *held) event(t *testing.T, typ string) {
+	t.Helper()
+	if err := h.conn.Event(ipc.FlowEvent{Flow: h.flow, Type: typ}); err != nil {
+		t.Fatal(err)
 	}
 }
