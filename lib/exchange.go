@@ -36,7 +36,7 @@ const (
 	// pending: while one flow is on its way through the daemon others arrive.
 	listenerAccepts = 4
 	// maxSpare bounds the flows that wait for the next call of Accept.
-	maxSpare = 16
+	maxSpare = defaultBacklog
 	// Waits before a daemon that is not there is tried again.
 	minRetry = 10 * time.Millisecond
 	maxRetry = time.Second
@@ -113,12 +113,11 @@ func (x *exchange) accept(ctx context.Context, c *Client) (*Flow, error) {
 		return nil, errClosed
 	}
 	a.mixed = true
-	for i, s := range x.spare {
-		if s.a == a {
-			x.spare = slices.Delete(x.spare, i, i+1)
-			x.mu.Unlock()
-			return s.f, nil
-		}
+	if len(x.spare) > 0 {
+		f := x.spare[0].f
+		x.spare = slices.Delete(x.spare, 0, 1)
+		x.mu.Unlock()
+		return f, nil
 	}
 	w := &waiter{result: make(chan accepted, 1)}
 	a.waiters = append(a.waiters, w)
@@ -164,8 +163,8 @@ func (a *intake) update() {
 		go a.run(ctx, r)
 	}
 	// Withdrawing one may lose a flow that comes at this moment, so it is done
-	// only when nobody is left to take it.
-	if !listening {
+	// only when nobody is left to take it. Full backlogs have room for those.
+	if len(a.listeners) == 0 {
 		for i := want; i < len(a.pending); i++ {
 			a.pending[i].cancel()
 		}
@@ -207,12 +206,14 @@ func (x *exchange) deliver(a *intake, f *Flow) bool {
 	if a.give(accepted{f: f}) {
 		return true
 	}
+	mixed := false
 	for _, b := range x.intakes {
 		if b.give(accepted{f: f}) {
 			return true
 		}
+		mixed = mixed || b.mixed
 	}
-	if a.mixed && !a.gone && len(x.spare) < maxSpare {
+	if mixed && !a.gone && len(x.spare) < maxSpare {
 		x.spare = append(x.spare, spare{a, f})
 		return true
 	}
