@@ -34,3 +34,28 @@ func TestNetConn(t *testing.T) {
 		})
 	}
 }
+
+// The same over a network that loses and reorders: packets of the end-to-end
+// protocol.
+func TestNetConnNetwork(t *testing.T) {
+	for name, rate := range map[string]float64{"clean": 0, "lossy": 0.02} {
+		t.Run(name, func(t *testing.T) {
+			d := newFake(t)
+			nettest.TestConn(t, func() (c1, c2 net.Conn, stop func(), err error) {
+				x, y, hx, hy := d.wired(t, qos.Data, &wire{loss: rate, swap: rate})
+				d.mu.Lock()
+				d.peers[x.ID()], d.peers[y.ID()] = hy, hx
+				d.mu.Unlock()
+				a, err := NewConn(x)
+				if err != nil {
+					return nil, nil, nil, err
+				}
+				b, err := NewConn(y)
+				if err != nil {
+					return nil, nil, nil, err
+				}
+				return a, b, func() { b.Close(); a.Close() }, nil // b never waits
+			})
+		})
+	}
+}

@@ -51,6 +51,8 @@ type fake struct {
 	deny    bool            // binding is refused
 	freed   []uint32
 	ends    map[uint32][2]*ipc.Conn // of direct flows
+	peers   map[uint32]*held        // who is told when a flow is released
+	pairs   []*ring.Pair            // of ordered flows
 }
 
 type held struct {
@@ -67,7 +69,7 @@ type acceptor struct {
 
 func newFake(t *testing.T) *fake {
 	d := &fake{t: t, dir: t.TempDir(), held: make(chan *held, 100), tap: make(chan *os.File, 1),
-		taps: map[*ipc.Conn]bool{}, ends: map[uint32][2]*ipc.Conn{}, bound: map[string]bool{}}
+		taps: map[*ipc.Conn]bool{}, ends: map[uint32][2]*ipc.Conn{}, bound: map[string]bool{}, peers: map[uint32]*held{}}
 	d.came = sync.NewCond(&d.mu)
 	d.start()
 	t.Cleanup(d.stop)
@@ -109,6 +111,10 @@ func (d *fake) stop() {
 	d.came.Broadcast()
 	d.mu.Unlock()
 	d.wg.Wait()
+	for _, p := range d.pairs {
+		p.Close()
+	}
+	d.pairs = nil
 }
 
 func (d *fake) serve(c *ipc.Conn) {
@@ -179,10 +185,13 @@ func (d *fake) serve(c *ipc.Conn) {
 			json.Unmarshal(r.Args, &a)
 			d.mu.Lock()
 			d.freed = append(d.freed, a.Flow)
-			ends := d.ends[a.Flow]
+			ends, peer := d.ends[a.Flow], d.peers[a.Flow]
 			delete(d.ends, a.Flow)
 			d.mu.Unlock()
 			c.Reply(r.ID, struct{}{}, nil)
+			if peer != nil {
+				peer.conn.Event(ipc.FlowEvent{Flow: peer.flow, Type: "dealloc"})
+			}
 			for _, e := range ends {
 				if e != nil && e != c {
 					e.Event(ipc.FlowEvent{Flow: a.Flow, Type: "dealloc"})
@@ -209,7 +218,9 @@ func (d *fake) alloc(c *ipc.Conn, r ipc.Request) {
 	if a.QoS.InOrder != 0 {
 		// A bell that was rung is forgotten with its last descriptor, and
 		// nobody tells a wire that its flow is gone.
-		d.t.Cleanup(p.Close)
+		d.mu.Lock()
+		d.pairs = append(d.pairs, p)
+		d.mu.Unlock()
 	} else {
 		defer p.Close()
 	}
