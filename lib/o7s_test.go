@@ -32,7 +32,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // to whoever accepts,
 // "app" uses a device (a socket here), every other name is refused.
 type fake struct {
-	t    *testing.T
+	t    testing.TB
 	dir  string
 	l    *ipc.Listener
 	wg   sync.WaitGroup
@@ -67,7 +67,7 @@ type acceptor struct {
 	id   uint64
 }
 
-func newFake(t *testing.T) *fake {
+func newFake(t testing.TB) *fake {
 	d := &fake{t: t, dir: t.TempDir(), held: make(chan *held, 100), tap: make(chan *os.File, 1),
 		taps: map[*ipc.Conn]bool{}, ends: map[uint32][2]*ipc.Conn{}, bound: map[string]bool{}, peers: map[uint32]*held{}}
 	d.came = sync.NewCond(&d.mu)
@@ -276,7 +276,7 @@ func (d *fake) alloc(c *ipc.Conn, r ipc.Request) {
 	}
 }
 
-func (d *fake) client(t *testing.T) *Client {
+func (d *fake) client(t testing.TB) *Client {
 	c := New(Options{RunDir: d.dir, Prog: "test"})
 	t.Cleanup(func() { c.Close() })
 	return c
@@ -300,7 +300,7 @@ func (d *fake) pair(t *testing.T, a, b *Client) (x, y *Flow) {
 	return d.pairQoS(t, a, b, nil)
 }
 
-func (d *fake) pairQoS(t *testing.T, a, b *Client, q *qos.Spec) (x, y *Flow) {
+func (d *fake) pairQoS(t testing.TB, a, b *Client, q *qos.Spec) (x, y *Flow) {
 	t.Helper()
 	done := make(chan error)
 	go func() {
