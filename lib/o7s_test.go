@@ -25,11 +25,27 @@ import (
 	"github.com/o7s/o7s-router/lib/ring"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(withDaemon{m}) }
+
+// withDaemon runs tests and examples; for the examples the package's client has
+// a daemon.
+type withDaemon struct{ m *testing.M }
+
+func (w withDaemon) Run() int {
+	dir, err := os.MkdirTemp("", "o7s")
+	if err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(dir)
+	os.Setenv("O7S_RUN_DIR", dir)
+	d := makeFake(nil, dir)
+	defer d.stop()
+	defer std.Close()
+	return w.m.Run()
+}
 
 // fake is a daemon with just enough of one. What a flow is depends on its name:
-// "held" leaves the other end to the test, "direct", "direct2" and "direct3" lead
-// to whoever accepts,
+// "held" leaves the other end to the test, those of direct lead to whoever accepts,
 // "app" uses a device (a socket here), every other name is refused.
 type fake struct {
 	t    testing.TB
@@ -68,11 +84,16 @@ type acceptor struct {
 }
 
 func newFake(t testing.TB) *fake {
-	d := &fake{t: t, dir: t.TempDir(), held: make(chan *held, 100), tap: make(chan *os.File, 1),
+	d := makeFake(t, t.TempDir())
+	t.Cleanup(d.stop)
+	return d
+}
+
+func makeFake(t testing.TB, dir string) *fake {
+	d := &fake{t: t, dir: dir, held: make(chan *held, 100), tap: make(chan *os.File, 1),
 		taps: map[*ipc.Conn]bool{}, ends: map[uint32][2]*ipc.Conn{}, bound: map[string]bool{}, peers: map[uint32]*held{}}
 	d.came = sync.NewCond(&d.mu)
 	d.start()
-	t.Cleanup(d.stop)
 	return d
 }
 
@@ -131,6 +152,12 @@ func (d *fake) serve(c *ipc.Conn) {
 			d.mu.Unlock()
 			c.Reply(r.ID, ipc.HelloResult{PID: fakePID}, nil)
 		case ipc.OpAlloc:
+			var a ipc.AllocArgs
+			json.Unmarshal(r.Args, &a)
+			if direct(a.Name) { // it may wait for an accept, which may come the same way
+				d.wg.Go(func() { d.alloc(c, r) })
+				break
+			}
 			d.alloc(c, r)
 		case ipc.OpAccept:
 			var a ipc.AcceptArgs
@@ -203,6 +230,10 @@ func (d *fake) serve(c *ipc.Conn) {
 	}
 }
 
+func direct(name string) bool {
+	return slices.Contains([]string{"direct", "direct2", "direct3"}, name) || strings.HasSuffix(name, ".example")
+}
+
 func (d *fake) alloc(c *ipc.Conn, r ipc.Request) {
 	var a ipc.AllocArgs
 	json.Unmarshal(r.Args, &a)
@@ -226,15 +257,15 @@ func (d *fake) alloc(c *ipc.Conn, r ipc.Request) {
 	}
 	res := ipc.FlowResult{Flow: id, Name: a.Name, QoS: a.QoS, MTU: 1500, Ring: ipc.Region{Size: p.Size}}
 	fds := p.FDs(0)
-	switch a.Name {
-	case "held":
+	switch {
+	case a.Name == "held":
 		c.Reply(r.ID, res, nil, fds[:]...)
 		end, err := p.Open(1, 0, 0)
 		if err != nil {
 			panic(err)
 		}
 		d.held <- &held{end: end, flow: id, conn: c}
-	case "direct", "direct2", "direct3":
+	case direct(a.Name):
 		res.Direct = true
 		d.mu.Lock()
 		for len(d.wait) == 0 && !d.stopped {
@@ -251,7 +282,7 @@ func (d *fake) alloc(c *ipc.Conn, r ipc.Request) {
 		c.Reply(r.ID, res, nil, fds[:]...)
 		res.Side, fds = 1, p.FDs(1)
 		acc.conn.Reply(acc.id, res, nil, fds[:]...)
-	case "app":
+	case a.Name == "app":
 		res.App = &ipc.AppPort{Handle: id<<16 | 5, Headroom: 32}
 		all := fds[:]
 		if !d.taps[c] {
