@@ -29,6 +29,10 @@ func TestErrors(t *testing.T) {
 		}
 	}
 	buf := make([]byte, 4000)
+	event := func(f *Flow, h *held, typ string) {
+		h.event(t, typ)
+		<-f.Events()
+	}
 	raw := func() (*Flow, *held) { return d.flow1(t, d.client(t), nil) }
 
 	f, h := raw()
@@ -53,11 +57,11 @@ func TestErrors(t *testing.T) {
 	check("read only", second(f.Write(buf[:1])), o7serr.EPERM, os.ErrPermission)
 	check("no end", f.CloseWrite(), o7serr.ENOTSUP, errors.ErrUnsupported)
 	f.SetFlags(Default)
-	h.event(t, "peer")
+	event(f, h, "peer")
 	check("peer", second(f.Read(buf)), o7serr.EFLOWPEER, ErrPeer, syscall.ETIMEDOUT)
-	h.event(t, "down")
+	event(f, h, "down")
 	check("down", second(f.Read(buf)), o7serr.EFLOWDOWN, ErrDown, syscall.ECONNRESET)
-	h.event(t, "dealloc")
+	event(f, h, "dealloc")
 	check("released", second(f.Write(buf[:1])), o7serr.EFLOWDOWN, ErrDown, syscall.EPIPE)
 	f.Close()
 	check("closed", second(f.Read(buf)), o7serr.ENOTALLOC, net.ErrClosed, syscall.EBADF)
