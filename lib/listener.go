@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -148,9 +150,9 @@ func (l *Listener) bind(ctx context.Context) error {
 					l.bound = append(l.bound, n)
 				}
 			case errors.Is(err, o7serr.EPERM):
-				err = fmt.Errorf("this process is not bound to the name %s and may not bind itself: "+
+				return fmt.Errorf("this process is not bound to the name %s and may not bind itself: "+
 					"expected `irm bind program %s name %s` before it starts, or the right to manage the node: %w",
-					n, s.prog, n, o7serr.EPERM)
+					n, s.program(), n, o7serr.EPERM)
 			default:
 				if ok, lerr := s.bound(ctx, n); lerr == nil && ok {
 					err = nil // somebody did it just now
@@ -162,6 +164,15 @@ func (l *Listener) bind(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// program is what an operator calls the program of this process: its path, if
+// it goes by that name.
+func (s *session) program() string {
+	if exe, err := os.Executable(); err == nil && filepath.Base(exe) == s.prog {
+		return exe
+	}
+	return s.prog
 }
 
 // bound reports whether the process is bound to a name.
