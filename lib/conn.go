@@ -204,7 +204,7 @@ func (c *Conn) write(p []byte) (n int, err error) {
 			return n, errTimedOut
 		}
 		k := len(p) - n
-		if k > f.MTU() {
+		if k > chunk || k > f.MTU() {
 			k = min(k, c.largest())
 		}
 		if err = f.put(p[n : n+k]); err != nil {

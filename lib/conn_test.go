@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"golang.org/x/net/nettest"
+	"pgregory.net/rapid"
 
 	"github.com/o7s/o7s-router/lib/ipc"
 	"github.com/o7s/o7s-router/lib/o7serr"
@@ -313,6 +314,83 @@ func TestCopy(t *testing.T) {
 	if n, err := b.WriteTo(brokenWriter{}); n != 0 || err != io.ErrShortWrite {
 		t.Errorf("copied %d, %v", n, err)
 	}
+}
+
+// Whatever the sizes of writes and reads: the bytes that come out are those
+// that went in.
+func TestStreamProperty(t *testing.T) {
+	d := newFake(t)
+	c1, c2 := d.client(t), d.client(t)
+	rapid.Check(t, func(rt *rapid.T) {
+		q := rapid.SampledFrom([]*qos.Spec{&qos.Raw, &qos.Data}).Draw(rt, "qos")
+		x, y := d.pairQoS(t, c1, c2, q)
+		a, err := NewConn(x)
+		if err != nil {
+			rt.Fatal(err)
+		}
+		b, err := NewConn(y)
+		if err != nil {
+			rt.Fatal(err)
+		}
+		size := rapid.OneOf(rapid.IntRange(0, 20), rapid.IntRange(0, 3000), rapid.IntRange(0, 600000))
+		writes := rapid.SliceOfN(size, 0, 12).Draw(rt, "writes")
+		reads := rapid.SliceOfN(rapid.OneOf(rapid.IntRange(1, 20), rapid.IntRange(1, 100000)), 1, 5).Draw(rt, "reads")
+		how := rapid.SliceOfN(rapid.IntRange(0, 3), 1, 5).Draw(rt, "how")
+		var want []byte
+		for i, n := range writes {
+			for k := range n {
+				want = append(want, byte(k*7+i))
+			}
+		}
+		sent := make(chan error, 1)
+		go func() {
+			rest := want
+			var list net.Buffers
+			for i, n := range writes {
+				p := rest[:n]
+				rest = rest[n:]
+				var err error
+				switch how[i%len(how)] {
+				case 0:
+					_, err = a.Write(p)
+				case 1:
+					_, err = a.ReadFrom(iotest.HalfReader(bytes.NewReader(p)))
+				case 2: // with the next
+					list = append(list, p)
+					if i+1 < len(writes) && how[(i+1)%len(how)] == 2 {
+						continue
+					}
+					_, err = a.WriteBuffers(&list)
+				case 3: // a program of messages at the other end
+					for err == nil && len(p) > 0 {
+						k := min(len(p), x.MaxMessage())
+						_, err = x.Write(p[:k])
+						p = p[k:]
+					}
+				}
+				if err != nil {
+					sent <- err
+					return
+				}
+			}
+			sent <- a.Close()
+		}()
+		var got []byte
+		for i := 0; ; i++ {
+			buf := make([]byte, reads[i%len(reads)])
+			n, err := b.Read(buf)
+			got = append(got, buf[:n]...)
+			if err == io.EOF {
+				break
+			}
+			if err != nil || n == 0 {
+				rt.Fatalf("read %d, %v", n, err)
+			}
+		}
+		if err := errors.Join(<-sent, b.Close()); err != nil || !bytes.Equal(got, want) {
+			rt.Fatalf("%d bytes of %d, %v", len(got), len(want), err)
+		}
+	})
 }
 
 type brokenWriter struct{}
