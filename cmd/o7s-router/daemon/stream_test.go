@@ -29,8 +29,9 @@ import (
 // site is a machine with its resource manager: a daemon in its own process, or
 // one in this process, whose Ethernet is in memory.
 type site struct {
-	dir string
-	do  func(op ipc.Op, args any)
+	dir    string
+	do     func(op ipc.Op, args any)
+	routed func() // waits for a route
 }
 
 // inMemory makes a resource manager in this process, with the interface port.
@@ -59,7 +60,7 @@ func inMemory(t *testing.T, port *ethtest.Port) site {
 			t.Error(err)
 		}
 	})
-	return site{dir, func(op ipc.Op, args any) {
+	return site{dir: dir, do: func(op ipc.Op, args any) {
 		t.Helper()
 		if _, err := c.Call(t.Context(), op, args, nil); err != nil {
 			t.Fatal(err)
@@ -99,13 +100,13 @@ func sites(t *testing.T, kind string) (server, client site) {
 		for i := range 2 {
 			list = append(list, inMemory(t, hub.Port(core.MAC{2, 0, 0, 0, 0, byte(i + 1)}, 1500)))
 		}
-	case "veth":
+	case "veth", "unicast":
 		if os.Geteuid() != 0 {
 			t.Skip("needs root: it makes network namespaces")
 		}
 		a, b := newHost(t), newHost(t)
 		link(t, a, b)
-		list = []site{{a.dir, a.do}, {b.dir, b.do}}
+		list = []site{{a.dir, a.do, a.routed}, {b.dir, b.do, b.routed}}
 	}
 	for i, s := range list {
 		s.do(ipc.OpNameCreate, ipc.NameArgs{Name: "srv"})
@@ -115,13 +116,28 @@ func sites(t *testing.T, kind string) (server, client site) {
 			})
 		}
 	}
+	layer := "wire"
+	if kind == "unicast" { // over the Ethernet layer
+		layer = "net"
+		a, b := list[0], list[1]
+		a.do(ipc.OpIPCPBootstrap, ipc.BootstrapArgs{Name: "n.a", Type: "unicast", Layer: layer, Autobind: true})
+		for _, n := range []string{layer, "n.a"} {
+			a.do(ipc.OpNameRegister, ipc.RegisterArgs{Name: n, Layers: []string{"wire"}})
+			b.do(ipc.OpNameCreate, ipc.NameArgs{Name: n})
+		}
+		b.do(ipc.OpIPCPEnroll, ipc.EnrollArgs{Name: "n.b", Layer: layer, Autobind: true})
+		b.do(ipc.OpIPCPConnect, ipc.ConnectArgs{Name: "n.b", Dst: "n.a"})
+		for _, s := range list {
+			s.routed()
+		}
+	}
 	if len(list) > 1 {
-		list[0].do(ipc.OpNameRegister, ipc.RegisterArgs{Name: "srv", Layers: []string{"wire"}})
+		list[0].do(ipc.OpNameRegister, ipc.RegisterArgs{Name: "srv", Layers: []string{layer}})
 	}
 	return list[0], list[len(list)-1]
 }
 
-var siteKinds = []string{"direct", "memory", "lossy", "veth"}
+var siteKinds = []string{"direct", "memory", "lossy", "veth", "unicast"}
 
 // The library's streams do what package net's do, between the programs of one
 // machine and over a layer, with and without the kernel's fast path.
