@@ -370,6 +370,16 @@ func (c *Conn) Close() error {
 	}
 }
 
+// Abort ends the stream as after a failure: the peer's Read returns ErrDown, not
+// io.EOF, and what was written may be lost. It is for those who relay a stream
+// that broke, so that the rest of it is not taken for the whole.
+func (c *Conn) Abort() error {
+	if c.closed.Swap(true) {
+		return c.opError("close", errClosed)
+	}
+	return c.opError("close", c.lost(c.f.Abort()))
+}
+
 // lost drops the error of closing a flow that somebody closed beside the Conn,
 // or whose client did.
 func (c *Conn) lost(err error) error {

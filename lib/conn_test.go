@@ -250,6 +250,19 @@ func TestStreamErrors(t *testing.T) {
 	}
 	check("peer died", second(a.Read(buf)), false, ErrDown, syscall.ECONNRESET)
 
+	// One that says that it failed.
+	for _, q := range []*qos.Spec{&qos.Data, &qos.Raw} {
+		a, b := d.streams(t, q)
+		greet(t, b, "half of i")
+		if err := b.Abort(); err != nil {
+			t.Error(err)
+		}
+		hear(t, a, "half of i")
+		check("aborted", second(a.Read(buf)), false, ErrDown, syscall.ECONNRESET)
+		check("aborted here", second(b.Read(buf)), false, net.ErrClosed)
+		check("aborted here", b.Close(), false, net.ErrClosed)
+	}
+
 	c, _ = open()
 	d.stop()
 	check("daemon gone", second(c.Read(buf)), false, ErrNoDaemon, o7serr.EIRMD)

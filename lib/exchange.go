@@ -332,8 +332,9 @@ func (x *exchange) forget(c *Client) {
 	}
 }
 
-// refuse closes a flow that was accepted and has no taker. That may take a
-// while, and the caller has other flows to look after.
+// refuse releases a flow that was accepted and has no taker: no end of stream,
+// nobody was there. That may take a while, and the caller has other flows to
+// look after.
 func refuse(f *Flow) {
-	go func() { _ = f.Close() }()
+	go func() { _ = f.Abort() }()
 }
