@@ -17,7 +17,9 @@ import (
 
 // session is one connection to a daemon and what came over it.
 type session struct {
-	ipc *ipc.Client
+	ipc  *ipc.Client
+	prog string // as it was announced
+	pid  int32  // of this process as the daemon knows it
 
 	mu     sync.Mutex // guards what follows
 	flows  map[uint32]*Flow
@@ -36,7 +38,7 @@ type session struct {
 const firstFD = 64
 
 func newSession(ctx context.Context, o Options) (*session, error) {
-	s := &session{flows: map[uint32]*Flow{}, spec: o.FRCPSpec}
+	s := &session{prog: o.Prog, flows: map[uint32]*Flow{}, spec: o.FRCPSpec}
 	s.alive.session = s
 	s.tender.hub = s.desk.Hub
 	c, err := ipc.Dialer{RunDir: o.RunDir, OnEvent: s.event, OnDown: s.down}.Dial(ctx)
@@ -44,10 +46,12 @@ func newSession(ctx context.Context, o Options) (*session, error) {
 		return nil, err
 	}
 	s.ipc = c
-	if _, err := c.Call(ctx, ipc.OpHello, ipc.HelloArgs{Prog: o.Prog, Args: o.Args}, nil); err != nil {
+	var hello ipc.HelloResult
+	if _, err := c.Call(ctx, ipc.OpHello, ipc.HelloArgs{Prog: o.Prog, Args: o.Args}, &hello); err != nil {
 		c.Close()
 		return nil, fmt.Errorf("announce program %s: %w", o.Prog, err)
 	}
+	s.pid = hello.PID
 	return s, nil
 }
 
