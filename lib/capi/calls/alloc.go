@@ -133,7 +133,8 @@ func (p *Process) Abort(n int) {
 // here would be released, and the peer would see it come and go.
 const grace = 2 * time.Second
 
-// shortest stands for "do not wait": what is there already has to get here.
+// shortest is the shortest time-out that the daemon knows. It stands for "do
+// not wait".
 const shortest = time.Millisecond
 
 // within gives the context of a call with a time-out, < 0: none.
@@ -141,7 +142,8 @@ func within(timeo time.Duration) (context.Context, context.CancelFunc) {
 	if timeo < 0 {
 		return context.WithCancel(context.Background())
 	}
-	timeo = max(timeo, shortest)
+	// The daemon counts ms and is told what is left in whole ones.
+	timeo = max(timeo, 0) + shortest
 	at := time.Now().Add(timeo)
 	ctx, cancel := context.WithTimeout(context.Background(), timeo+grace)
 	return patient{ctx, at}, cancel

@@ -22,12 +22,17 @@ type polled struct {
 
 func newWaiter() waiter { return &polled{flows: map[*o7s.Flow]bool{}} }
 
-func (p *polled) Add(f *o7s.Flow) error { p.mu.Lock(); defer p.mu.Unlock(); p.flows[f] = true; return nil }
-func (p *polled) Del(f *o7s.Flow)       { p.mu.Lock(); defer p.mu.Unlock(); delete(p.flows, f) }
-func (p *polled) Has(f *o7s.Flow) bool  { p.mu.Lock(); defer p.mu.Unlock(); return p.flows[f] }
-func (p *polled) Zero()                 { p.mu.Lock(); defer p.mu.Unlock(); clear(p.flows) }
-func (p *polled) Close() error          { p.Zero(); return nil }
-func (p *polled) Wake()                 { p.mu.Lock(); defer p.mu.Unlock(); p.wake = true }
+func (p *polled) Add(f *o7s.Flow) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.flows[f] = true
+	return nil
+}
+func (p *polled) Del(f *o7s.Flow)      { p.mu.Lock(); defer p.mu.Unlock(); delete(p.flows, f) }
+func (p *polled) Has(f *o7s.Flow) bool { p.mu.Lock(); defer p.mu.Unlock(); return p.flows[f] }
+func (p *polled) Zero()                { p.mu.Lock(); defer p.mu.Unlock(); clear(p.flows) }
+func (p *polled) Close() error         { p.Zero(); return nil }
+func (p *polled) Wake()                { p.mu.Lock(); defer p.mu.Unlock(); p.wake = true }
 
 func (p *polled) Wait(evs []setEvent, d time.Duration) (int, error) {
 	end := time.Now().Add(d)

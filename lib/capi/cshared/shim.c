@@ -45,13 +45,24 @@ __attribute__((constructor))
 static void init(void)
 {
         o7s_cancel_init();
+        o7s_thread_prepare();
         /* Waits until the Go runtime has started. */
         o7s_go_start();
 }
 
+/*
+ * The first thing of every call: whether this is a child of fork, where there
+ * is no Go, else it is made sure that the thread may enter Go.
+ */
 static int forked(void)
 {
-        return atomic_load_explicit(&o7s_forked, memory_order_relaxed);
+        if (atomic_load_explicit(&o7s_forked, memory_order_relaxed))
+                return 1;
+
+        if (!o7s_thread_ready)
+                o7s_thread_prepare();
+
+        return 0;
 }
 
 /*

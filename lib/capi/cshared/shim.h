@@ -37,4 +37,14 @@ void o7s_cancel_init(void);
  */
 void o7s_signals_adopt(void);
 
+/*
+ * To be called by a thread before it enters Go for the first time; it gives it
+ * a stack for handlers.
+ */
+void o7s_thread_prepare(void);
+
+/* Whether that was done. */
+extern _Thread_local int o7s_thread_ready
+        __attribute__((tls_model("initial-exec")));
+
 #endif /* O7S_SHIM_H */

@@ -17,7 +17,18 @@
 
 #include <dlfcn.h>
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/*
+ * Go's alternate stacks have 32 KiB. Handlers of C programs are used to the
+ * room of a thread's stack and may interrupt each other, so each thread gets a
+ * larger one before it enters Go, which then leaves it as it is. Only what is
+ * used takes memory.
+ */
+#define STACK_SIZE (512 * 1024)
 
 typedef int (* sigaction_fn)(int, const struct sigaction *, struct sigaction *);
 typedef void (* handler_fn)(int);
@@ -34,6 +45,65 @@ static sigaction_fn libc_sigaction(void)
         }
 
         return f;
+}
+
+_Thread_local int o7s_thread_ready;
+
+static pthread_key_t  key; /* has the threads' alternate stacks */
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+/* Below a stack is a page that nothing may touch. */
+static size_t guard(void)
+{
+        return (size_t) sysconf(_SC_PAGESIZE);
+}
+
+/* Called at the end of a thread. */
+static void free_stack(void * mem)
+{
+        stack_t ss;
+
+        if (sigaltstack(NULL, &ss) != 0)
+                return;
+
+        if (ss.ss_sp == (char *) mem + guard()) {
+                if ((ss.ss_flags & SS_ONSTACK) != 0)
+                        return; /* ends in a handler: lost */
+                ss.ss_flags = SS_DISABLE;
+                sigaltstack(&ss, NULL);
+        }
+        munmap(mem, guard() + STACK_SIZE);
+}
+
+static void make_key(void)
+{
+        pthread_key_create(&key, free_stack);
+}
+
+void o7s_thread_prepare(void)
+{
+        stack_t ss;
+        char *  mem;
+
+        o7s_thread_ready = 1;
+
+        pthread_once(&once, make_key);
+
+        if (sigaltstack(NULL, &ss) != 0 || (ss.ss_flags & SS_DISABLE) == 0)
+                return; /* the program has its own */
+
+        mem = mmap(NULL, guard() + STACK_SIZE, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
+        if (mem == MAP_FAILED)
+                return; /* Go's has to do */
+
+        mprotect(mem, guard(), PROT_NONE);
+
+        ss.ss_sp    = mem + guard();
+        ss.ss_size  = STACK_SIZE;
+        ss.ss_flags = 0;
+        if (sigaltstack(&ss, NULL) != 0 || pthread_setspecific(key, mem) != 0)
+                free_stack(mem);
 }
 
 static int is_function(const struct sigaction * sa)
