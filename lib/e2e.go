@@ -13,6 +13,7 @@ import (
 	"github.com/o7s/o7s-router/lib/frcp"
 	"github.com/o7s/o7s-router/lib/ipc"
 	"github.com/o7s/o7s-router/lib/o7serr"
+	"github.com/o7s/o7s-router/lib/packet"
 	"github.com/o7s/o7s-router/lib/ring"
 )
 
@@ -26,9 +27,10 @@ import (
 // and wakes the other when that can go on. While nobody waits the session's
 // tender does it (see tender).
 type e2ePath struct {
-	lower path
-	t     *tender
-	mtu   int // longest message in one packet
+	lower  path
+	direct framer // lower, if it takes packets where they are built
+	t      *tender
+	mtu    int // longest message in one packet
 
 	mu       sync.Mutex // guards what follows, and the lower path but for the driver's wait
 	conn     *frcp.Conn
@@ -43,9 +45,21 @@ type e2ePath struct {
 	listed   bool    // with the tender
 	released bool
 
+	// Messages that the reader has taken; its own.
+	taken []*packet.Buf
+	head  int
+
 	shut  atomic.Bool
 	sig   [2]chan struct{} // to followers
 	timer [2]*time.Timer   // of followers
+}
+
+// framer is a path that sends packets from a buffer of its own.
+type framer interface {
+	// Frame is where the packet is to be built; it is for one sender at a time.
+	Frame() []byte
+	// Send sends the first n bytes of it. Errors are those of Put.
+	Send(n int) error
 }
 
 const (
@@ -53,6 +67,9 @@ const (
 	// inputBatch is how many packets are taken in before those that they cause
 	// are sent: acknowledgements must not wait for the end of a burst.
 	inputBatch = 32
+	// takeBatch is how many messages a reader takes at a time: as many as one
+	// more batch of packets may bring.
+	takeBatch = 32
 	// roomRetry is when a lower path that was full is tried again.
 	roomRetry = int64(200 * time.Microsecond)
 	// maxWait keeps a far deadline within what a time.Time of a poller takes.
@@ -68,8 +85,13 @@ func newE2EPath(lower path, info *ipc.FlowResult, spec bool, t *tender) (*e2ePat
 		return nil, err
 	}
 	p := &e2ePath{
-		lower: lower, t: t, mtu: conn.MaxPayload(), conn: conn, frame: make([]byte, info.MTU), driving: nobody,
+		lower: lower, t: t, mtu: conn.MaxPayload(), conn: conn, driving: nobody,
 		dl: [2]int64{frcp.Never, frcp.Never}, sig: [2]chan struct{}{make(chan struct{}, 1), make(chan struct{}, 1)},
+	}
+	if p.direct, _ = lower.(framer); p.direct != nil {
+		p.frame = p.direct.Frame()[:info.MTU]
+	} else {
+		p.frame = make([]byte, info.MTU)
 	}
 	p.conn.Announce()
 	p.mu.Lock()
@@ -129,7 +151,12 @@ func (p *e2ePath) pump(now int64) {
 				break
 			}
 		}
-		err := p.lower.Put(p.frame[:p.held])
+		var err error
+		if p.direct != nil {
+			err = p.direct.Send(p.held)
+		} else {
+			err = p.lower.Put(p.frame[:p.held])
+		}
 		if errors.Is(err, ring.ErrFull) {
 			break // the deadline comes back to it
 		}
@@ -272,31 +299,67 @@ func (p *e2ePath) follow(d ring.Dir, now int64) {
 
 // Receiving.
 
+// Next takes messages from the protocol many at a time, so that most calls need
+// no lock.
 func (p *e2ePath) Next() ([]byte, error) {
+	if p.head == len(p.taken) {
+		if err := p.refill(); err != nil {
+			return nil, err
+		}
+	}
+	return p.taken[p.head].Bytes(), nil
+}
+
+// refill takes what there is.
+func (p *e2ePath) refill() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	m, err := p.conn.Next()
-	if err != nil && errors.Is(err, frcp.ErrWouldBlock) {
+	p.taken, p.head = p.taken[:0], 0
+	b, err := p.conn.Take()
+	if err == frcp.ErrWouldBlock { //nolint:errorlint // exactly what it returns
 		p.advance(nanotime(), true)
-		m, err = p.conn.Next()
+		b, err = p.conn.Take()
 	}
-	if err != nil && errors.Is(err, frcp.ErrWouldBlock) {
-		return nil, ring.ErrEmpty
+	switch err {
+	case nil:
+	case frcp.ErrWouldBlock:
+		return ring.ErrEmpty
+	default:
+		return err
 	}
-	return m, err
+	for {
+		p.taken = append(p.taken, b)
+		if len(p.taken) == takeBatch {
+			return nil
+		}
+		if b, err = p.conn.Take(); err != nil {
+			return nil // found again once these are read
+		}
+	}
 }
 
 func (p *e2ePath) Skip() {
-	p.mu.Lock()
-	p.conn.Skip()
-	p.mu.Unlock()
+	p.taken[p.head].Release()
+	p.taken[p.head] = nil
+	p.head++
 }
 
 // Release lets the peer know of the room, when it is worth a packet.
 func (p *e2ePath) Release() {
+	if p.head < len(p.taken) {
+		return
+	}
 	p.mu.Lock()
 	p.settle(nanotime())
 	p.mu.Unlock()
+}
+
+// drop releases what was taken and not read.
+func (p *e2ePath) drop() {
+	for ; p.head < len(p.taken); p.head++ {
+		p.taken[p.head].Release()
+	}
+	p.taken, p.head = nil, 0
 }
 
 // settle sends what is due after a call, and sees to it that somebody comes
@@ -321,7 +384,7 @@ func (p *e2ePath) RxLen(limit int) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.advance(nanotime(), true)
-	return min(p.conn.RxLen(), limit)
+	return min(len(p.taken)-p.head+p.conn.RxLen(), limit)
 }
 
 // Sending.
@@ -457,6 +520,7 @@ func (p *e2ePath) Shut() {
 // returns for how long the flow's endpoint must not be used again. Nobody waits
 // on the path any more.
 func (p *e2ePath) finish(deadline int64) time.Duration {
+	p.drop()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.conn.Close(nanotime())
@@ -483,6 +547,7 @@ func (p *e2ePath) finish(deadline int64) time.Duration {
 
 func (p *e2ePath) Close() error {
 	p.Shut()
+	p.drop()
 	p.mu.Lock()
 	if !p.released {
 		p.released = true

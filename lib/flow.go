@@ -97,6 +97,7 @@ var (
 	errAccess   = fmt.Errorf("flow is not open for this: %w", o7serr.EPERM)
 	errTooLong  = fmt.Errorf("message does not fit the buffer: %w", o7serr.EMSGSIZE)
 	errEnded    = fmt.Errorf("flow was ended for writing: %w", o7serr.EPIPE)
+	errNoFRCT   = fmt.Errorf("flow has no in_order: %w", o7serr.EPERM)
 	errNoEnd    = fmt.Errorf("flow has no end of stream, use a qos with in_order: %w", o7serr.ENOTSUP)
 	errTimedOut = error(timeoutError{})
 )
@@ -394,7 +395,7 @@ func (f *Flow) put(p []byte) error {
 	if flags&ACCMODE == RDONLY {
 		return errAccess
 	}
-	if f.state.Load()&stateEnded != 0 && len(p) > 0 {
+	if f.state.Load()&(stateEnded|stateClosed) == stateEnded && len(p) > 0 {
 		return errEnded
 	}
 	armed := false
@@ -719,6 +720,42 @@ func (f *Flow) MaxMessage() int {
 
 // MPL is the longest time a packet of the flow may live in the network.
 func (f *Flow) MPL() time.Duration { return time.Duration(f.info.MPL) * time.Millisecond }
+
+// FRCT flags: the machinery of the end-to-end protocol (spec 30 §12).
+const (
+	FRCTRtx     = frcp.FlagRTX     // lost packets are sent again
+	FRCTRescntl = frcp.FlagRescntl // flow control
+	FRCTLinger  = frcp.FlagLinger  // Close waits for acknowledgements
+)
+
+// FRCTFlags are the FRCT flags of a flow with in_order. Errors: o7serr.EPERM on
+// other flows.
+func (f *Flow) FRCTFlags() (int, error) {
+	switch {
+	case f.info.QoS.InOrder == 0:
+		return 0, errNoFRCT
+	case f.info.QoS.Loss != 0:
+		return FRCTRescntl, nil
+	case f.linger.Load() == 1:
+		return FRCTRtx | FRCTRescntl, nil
+	}
+	return FRCTRtx | FRCTRescntl | FRCTLinger, nil
+}
+
+// SetFRCTFlags sets FRCTLinger as flags have it. The others follow from the
+// quality of service and stay as they are, as in the reference. Errors:
+// o7serr.EPERM on flows without in_order.
+func (f *Flow) SetFRCTFlags(flags int) error {
+	switch {
+	case f.info.QoS.InOrder == 0:
+		return errNoFRCT
+	case flags&FRCTLinger == 0:
+		f.SetLinger(0)
+	default:
+		f.linger.CompareAndSwap(1, 0)
+	}
+	return nil
+}
 
 // Stats are the counters of the end-to-end protocol; zero on flows without.
 func (f *Flow) Stats() frcp.Stats {

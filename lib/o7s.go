@@ -144,7 +144,8 @@ func (c *Client) connect(ctx context.Context) (*session, error) {
 	return s, nil
 }
 
-// Close releases every flow and the connection. Calls under way fail.
+// Close releases every flow, as Flow.Close does, and the connection. Calls under
+// way fail.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	s := c.session

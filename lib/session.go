@@ -231,10 +231,14 @@ func (s *session) close() {
 	s.mu.Lock()
 	s.left = true
 	s.mu.Unlock()
-	s.ipc.Close() // the daemon releases all flows of the connection
+	// Flows first: what was written to reliable ones still needs a carrier.
+	// They linger side by side.
+	var wg sync.WaitGroup
 	for _, f := range s.all() {
-		f.Close()
+		wg.Go(func() { f.Close() })
 	}
+	wg.Wait()
+	s.ipc.Close()
 	s.reap()
 }
 

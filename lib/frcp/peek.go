@@ -1,21 +1,20 @@
 package frcp
 
-import "io"
+import (
+	"io"
 
-// Next is the next message, or the rest of one that was read in part, where it
-// is: valid until Skip, Read, Close or Release. Other calls leave it alone, so
-// a shell may read it without its lock as long as only one goroutine reads.
-// Errors are those of Read.
-func (c *Conn) Next() ([]byte, error) {
+	"github.com/o7s/o7s-router/lib/packet"
+)
+
+// Take removes the next message, or the rest of one that was read in part, and
+// gives it to the caller, who releases it. Errors are those of Read.
+func (c *Conn) Take() (*packet.Buf, error) {
+	if b := c.cur; b != nil {
+		c.cur = nil
+		return b, nil
+	}
 	switch {
-	case c.cur != nil:
 	case c.rHead != c.rTail:
-		m := c.ready.at(c.rHead)
-		c.cur = m.buf
-		c.readyPkts -= m.pkts
-		*m = message{}
-		c.rHead++
-		c.stats.Delivered++
 	case c.rclosed:
 		return nil, ErrClosed
 	case c.eos:
@@ -25,19 +24,16 @@ func (c *Conn) Next() ([]byte, error) {
 	default:
 		return nil, ErrWouldBlock
 	}
-	return c.cur.Bytes(), nil
-}
-
-// Skip passes over the message that Next returned, and opens the window by it.
-func (c *Conn) Skip() {
-	if c.cur == nil {
-		return
-	}
-	c.cur.Release()
-	c.cur = nil
+	m := c.ready.at(c.rHead)
+	b := m.buf
+	c.readyPkts -= m.pkts
+	*m = message{}
+	c.rHead++
+	c.stats.Delivered++
 	if c.err == nil {
 		c.growWindow()
 	}
+	return b, nil
 }
 
 // RxLen is the number of messages that wait to be read.
