@@ -508,7 +508,10 @@ func (p *tapPath) deadlinePassed() bool {
 }
 
 func (p *tapPath) RxLen(limit int) int {
-	p.look()
+	if p.tap.lead(p, false) { // more than the first may wait in the device
+		p.tap.drain(func() bool { return int(p.n.Load()) >= limit })
+		p.tap.leave()
+	}
 	return min(int(p.n.Load()), limit)
 }
 

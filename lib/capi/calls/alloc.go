@@ -57,6 +57,9 @@ func (p *Process) allocate(timeo time.Duration, call func(context.Context) (*o7s
 // Dealloc begins flow_dealloc.
 func (p *Process) Dealloc(fd int) int {
 	d, no := p.take(fd)
+	if no == code(o7serr.EBADF) {
+		no = code(o7serr.EINVAL) // as the reference does here and in AddSet
+	}
 	if d == nil {
 		return p.start(&op{}, func() int { return no })
 	}

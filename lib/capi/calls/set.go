@@ -118,12 +118,9 @@ func (p *Process) ZeroSet(n int) {
 // AddSet is fset_add.
 func (p *Process) AddSet(n, fd int) int {
 	s := p.set(n)
-	d, no := p.get(fd)
-	switch {
-	case s == nil:
+	d, _ := p.get(fd)
+	if s == nil || d == nil {
 		return code(o7serr.EINVAL)
-	case d == nil:
-		return no
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -12,7 +12,7 @@ static int alloc(void)
 {
         int fd = flow_alloc(name, NULL, &long_time);
 
-        must("flow_alloc >= 64", fd >= 64, 1);
+        must("flow_alloc", fd < 64 ? fd : 64, 64);
 
         return fd;
 }
@@ -36,7 +36,7 @@ static void basics(void)
         check("has it", fset_has(set, fd), 1);
         check("not the other", fset_has(set, fd2), 0);
         check("add to no set", fset_add(NULL, fd), -EINVAL);
-        check("add no flow", fset_add(set, 4000), -ENOTALLOC);
+        check("add no flow", fset_add(set, 4000), -EINVAL);
         check("next of an empty queue", fqueue_next(fq), -EPERM);
         start = now_ms();
         check("nothing happens", fevent(set, fq, &short_time), -ETIMEDOUT);
