@@ -1,5 +1,5 @@
-# o7s-router: build, test and run. Everything but `generate` and `lint` needs
-# only Go; `demo`, `bench` and the root-only tests need root.
+# o7s-router: build, test and run. Everything but `generate`, `lint`, `capi`
+# and its tests needs only Go; `demo`, `bench` and the root-only tests need root.
 
 PREFIX  ?= /usr/local
 GO      ?= go

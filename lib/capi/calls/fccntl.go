@@ -8,17 +8,6 @@ import (
 	"github.com/o7s/o7s-router/lib/qos"
 )
 
-// Flags of the end-to-end protocol (spec 33 §7).
-const (
-	frctRTX     = 1
-	frctResCntl = 2
-	frctLinger  = 4
-	frctAll     = frctRTX | frctResCntl | frctLinger
-)
-
-// forever is a linger time that the peer's time-out always ends before.
-const forever = 365 * 24 * time.Hour
-
 // Check tells whether fd is a flow.
 func (p *Process) Check(fd int) int {
 	_, no := p.get(fd)
@@ -147,36 +136,20 @@ func (p *Process) TxLen(fd int) (int, int) {
 }
 
 // FRCTFlags are the flags of the end-to-end protocol; EPERM without one.
-func (p *Process) FRCTFlags(fd int) (uint32, int) {
+func (p *Process) FRCTFlags(fd int) (int, int) {
 	d, no := p.get(fd)
 	if d == nil {
 		return 0, no
 	}
-	if d.flow.QoS().InOrder == 0 {
-		return 0, code(o7serr.EPERM)
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.frct, 0
+	fl, err := d.flow.FRCTFlags()
+	return fl, code(err)
 }
 
-// SetFRCTFlags sets them. Whether lost packets are sent again was agreed with
-// the peer when the flow was allocated: that flag stays as it is.
-func (p *Process) SetFRCTFlags(fd int, fl uint32) int {
+// SetFRCTFlags sets them, as far as they do not follow from the QoS.
+func (p *Process) SetFRCTFlags(fd, fl int) int {
 	d, no := p.get(fd)
 	if d == nil {
 		return no
 	}
-	if d.flow.QoS().InOrder == 0 {
-		return code(o7serr.EPERM)
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.frct = fl&(frctAll&^frctRTX) | d.frct&frctRTX
-	if d.frct&frctLinger != 0 {
-		d.flow.SetLinger(forever)
-	} else {
-		d.flow.SetLinger(0)
-	}
-	return 0
+	return code(d.flow.SetFRCTFlags(fl))
 }

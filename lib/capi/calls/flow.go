@@ -21,19 +21,12 @@ type desc struct {
 
 	mu    sync.Mutex // guards what follows
 	flags o7s.Flags  // as set last
-	frct  uint32     // flags of the end-to-end protocol
 }
 
 func newDesc(fd int, f *o7s.Flow) *desc {
 	d := &desc{fd: fd, flow: f, flags: o7s.Default}
 	d.rd.init(f.SetReadDeadline)
 	d.wr.init(f.SetWriteDeadline)
-	if q := f.QoS(); q.InOrder != 0 {
-		d.frct = frctResCntl
-		if q.Loss == 0 {
-			d.frct = frctRTX | frctResCntl | frctLinger
-		}
-	}
 	return d
 }
 
@@ -65,7 +58,8 @@ func (s *side) bounce() {
 	_ = s.deadline(past) // fails on a flow that is closed, which nobody waits for
 }
 
-// settle is asked after a wait was timed out: was it bounce?
+// settle is asked after a wait was timed out: was it bounce? The gate is still
+// locked, or the next would find a deadline that has passed and no reason.
 func (s *side) settle() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -106,9 +100,9 @@ func (p *Process) Read(fd int, b []byte, seen uint32) int {
 	if no = d.rd.gate.lock(p, seen, -1); no != 0 {
 		return no
 	}
-	n, err := d.flow.Read(b)
+	n := d.rd.finish(d.flow.Read(b))
 	d.rd.gate.unlock()
-	return d.rd.finish(n, err)
+	return n
 }
 
 // Write is flow_write.
@@ -120,9 +114,9 @@ func (p *Process) Write(fd int, b []byte, seen uint32) int {
 	if no = d.wr.gate.lock(p, seen, -1); no != 0 {
 		return no
 	}
-	n, err := d.flow.Write(b)
+	n := d.wr.finish(d.flow.Write(b))
 	d.wr.gate.unlock()
-	return d.wr.finish(n, err)
+	return n
 }
 
 // gate is a mutex whose wait ends with an interruption or a time-out.

@@ -131,7 +131,7 @@ func o7s_go_set(fd, cmd C.int, v C.int64_t) C.int {
 	case C.FLOWSFLAGS:
 		return C.int(process.SetFlags(int(fd), uint32(v)))
 	}
-	return C.int(process.SetFRCTFlags(int(fd), uint32(v)))
+	return C.int(process.SetFRCTFlags(int(fd), int(v)))
 }
 
 // o7s_go_get is fccntl with the commands that get a number.

@@ -195,6 +195,7 @@ static void commands(const char * name)
         check("data: in order", qs.in_order, 1);
         check("data: nothing lost", qs.loss, 0);
         check("data: gap", qs.max_gap, 2000);
+        check("data: no checksum", qs.ber, 1);
         check("protocol flags", fccntl(fd, FRCTGFLAGS, &fl), 0);
         check("of a reliable flow", fl, FRCTFRTX | FRCTFRESCNTL | FRCTFLINGER);
         must("dealloc", flow_dealloc(fd), 0);
