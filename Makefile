@@ -37,9 +37,10 @@ install-capi: capi
 	install -m 0644 lib/capi/include/ouroboros/*.h $(DESTDIR)$(PREFIX)/include/ouroboros
 	sed 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|' lib/capi/ouroboros-dev.pc.in >$(DESTDIR)$(PREFIX)/lib/pkgconfig/ouroboros-dev.pc
 
-# Regenerates the BPF objects and the protobuf code (clang-14, protoc).
+# Regenerates the BPF objects, the protobuf code and the socket shim (clang-14,
+# protoc, gcc-12 for amd64 and arm64).
 generate:
-	BPF_CLANG=$(CLANG) $(GO) generate ./bpf ./lib/wire/pb
+	BPF_CLANG=$(CLANG) $(GO) generate ./bpf ./lib/wire/pb ./cmd/o7s-router/tools/run/shim
 
 # TESTFLAGS=-v shows each test, and what it skips and why.
 TESTFLAGS ?=
