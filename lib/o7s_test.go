@@ -928,6 +928,9 @@ func TestApp(t *testing.T) {
 	for i := range 100 {
 		tap.Write(network(ends[2].handle, 40, fmt.Sprint(i)))
 	}
+	if n := flows[2].RxLen(); n != 100 {
+		t.Errorf("%d of 100 messages are seen to wait", n)
+	}
 	// Keep-alives are noticed behind packets that nobody reads.
 	before, _, _ := flows[2].path.Progress()
 	tap.Write(network(ends[2].handle, 40, ""))

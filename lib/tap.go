@@ -409,7 +409,10 @@ func (p *tapPath) woken() error {
 }
 
 func (p *tapPath) RxLen(limit int) int {
-	p.look()
+	if p.tap.lead(p, false) { // more than the first may wait in the device
+		p.tap.drain(func() bool { return int(p.n.Load()) >= limit })
+		p.tap.leave()
+	}
 	return min(int(p.n.Load()), limit)
 }
 
