@@ -31,6 +31,7 @@ type tap struct {
 	file *os.File
 	conn syscall.RawConn
 	fd   int
+	bell int // the descriptor of file: an epoll instance that watches fd, see arm
 
 	flows atomic.Pointer[map[uint32]*tapPath] // by handle; replaced by changes, under mu
 
@@ -74,9 +75,20 @@ func newTap(fd int) (*tap, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &tap{file: os.NewFile(uintptr(own), "o7s-tap"), fd: own}
-	if t.conn, err = t.file.SyscallConn(); err != nil {
-		t.file.Close()
+	t := &tap{fd: own}
+	if t.bell, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		unix.Close(own)
+		return nil, err
+	}
+	if err = unix.EpollCtl(t.bell, unix.EPOLL_CTL_ADD, own, &unix.EpollEvent{}); err == nil {
+		err = unix.SetNonblock(t.bell, true)
+	}
+	t.file = os.NewFile(uintptr(t.bell), "o7s-tap")
+	if err == nil {
+		t.conn, err = t.file.SyscallConn()
+	}
+	if err != nil {
+		t.close()
 		return nil, err
 	}
 	t.flows.Store(&map[uint32]*tapPath{})
@@ -86,6 +98,19 @@ func newTap(fd int) (*tap, error) {
 // close closes the device, after its flows.
 func (t *tap) close() {
 	t.file.Close()
+	unix.Close(t.fd)
+}
+
+// arm makes packets wake the runtime's poller, or not. It is on only while a
+// leader sleeps: the poller watches every descriptor all the time, and each
+// packet for a reader that is awake would wake a thread that has nothing to do,
+// at the cost of whoever sent it. Only the leader calls it.
+func (t *tap) arm(on bool) {
+	var events uint32
+	if on {
+		events = unix.EPOLLIN
+	}
+	_ = unix.EpollCtl(t.bell, unix.EPOLL_CTL_MOD, t.fd, &unix.EpollEvent{Events: events}) // fails for bad arguments only
 }
 
 // add lets p have the packets with its handle, those that came too early first.
@@ -470,9 +495,11 @@ func (p *tapPath) sleep() error {
 		t.mu.Lock()
 		t.setDeadline(p.deadline())
 		t.mu.Unlock()
+		t.arm(true)
 		// leadFn asks ready first, so an interrupt before the deadline was set
-		// is not lost.
+		// is not lost. It reads before it sleeps, so what came before is not, either.
 		err := t.conn.Read(p.leadFn)
+		t.arm(false)
 		t.leave()
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			return net.ErrClosed
