@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -226,7 +227,7 @@ func (t *tap) drain(stop func() bool) bool {
 		if t.spare == nil {
 			t.spare = t.get()
 		}
-		n, err := unix.Read(t.fd, t.spare.store[:])
+		n, err := transfer(unix.SYS_READ, t.fd, t.spare.store[:])
 		if err == unix.EINTR {
 			continue
 		}
@@ -239,6 +240,17 @@ func (t *tap) drain(stop func() bool) bool {
 		}
 	}
 	return true
+}
+
+// transfer reads or writes a frame. Raw: the device does not block, so the
+// scheduler need not know, and does not take the processor away meanwhile. b is
+// not empty.
+func transfer(call uintptr, fd int, b []byte) (int, error) {
+	n, _, errno := syscall.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
 }
 
 // dispatch gives a frame to its flow, and reports whether the flow keeps it.
@@ -554,7 +566,7 @@ func (p *tapPath) Put(b []byte) error {
 func (p *tapPath) Send(n int) error {
 	frame := p.out[:p.headroom+n]
 	for {
-		_, err := unix.Write(p.tap.fd, frame)
+		_, err := transfer(unix.SYS_WRITE, p.tap.fd, frame)
 		switch err {
 		case nil:
 			p.sent.Add(1)
