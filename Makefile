@@ -23,9 +23,10 @@ install: build
 	install -d $(DESTDIR)$(PREFIX)/sbin
 	ln -sf ../bin/o7s-router $(DESTDIR)$(PREFIX)/sbin/irmd
 
-# Regenerates the BPF objects and the protobuf code (clang-14, protoc).
+# Regenerates the BPF objects, the protobuf code and the socket shim (clang-14,
+# protoc, gcc-12 for amd64 and arm64).
 generate:
-	BPF_CLANG=$(CLANG) $(GO) generate ./bpf ./lib/wire/pb
+	BPF_CLANG=$(CLANG) $(GO) generate ./bpf ./lib/wire/pb ./cmd/o7s-router/tools/run/shim
 
 # TESTFLAGS=-v shows each test, and what it skips and why.
 TESTFLAGS ?=

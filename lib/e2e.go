@@ -79,7 +79,7 @@ const (
 func newE2EPath(lower path, info *ipc.FlowResult, spec bool, t *tender) (*e2ePath, error) {
 	conn, err := frcp.New(frcp.Config{
 		QoS: info.QoS, MPL: time.Duration(info.MPL) * time.Millisecond, MaxPacket: info.MTU,
-		Rand: sequence, Plain: spec,
+		Rand: sequence, Spec: spec,
 	})
 	if err != nil {
 		return nil, err

@@ -187,7 +187,7 @@ func (f *Flow) trouble(write bool) error {
 		return nil
 	case st&stateOrphan != 0:
 		return *f.daemon.Load()
-	case f.info.Direct && !write && (peer&ring.Ended != 0 || peer&ring.Closed != 0 && f.ordered()):
+	case f.info.Direct && !write && (peer&ring.Ended != 0 || peer&(ring.Closed|ring.Down) == ring.Closed && f.ordered()):
 		return io.EOF
 	case st&stateDealloc != 0 || peer&ring.Closed != 0:
 		return errDealloc

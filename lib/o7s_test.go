@@ -148,7 +148,11 @@ func (d *fake) alloc(c *ipc.Conn, r ipc.Request) {
 	if a.QoS.InOrder != 0 {
 		// A bell that was rung is forgotten with its last descriptor, and
 		// nobody tells a wire that its flow is gone.
-		d.t.Cleanup(p.Close)
+		d.t.Cleanup(func() {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			p.Close()
+		})
 	} else {
 		defer p.Close()
 	}
@@ -165,6 +169,8 @@ func (d *fake) alloc(c *ipc.Conn, r ipc.Request) {
 	case "direct":
 		res.Direct = true
 		acc := <-d.wait
+		d.mu.Lock()
+		defer d.mu.Unlock()
 		c.Reply(r.ID, res, nil, fds[:]...)
 		res.Side, fds = 1, p.FDs(1)
 		acc.conn.Reply(acc.id, res, nil, fds[:]...)
