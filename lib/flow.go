@@ -29,6 +29,12 @@ type path interface {
 	WaitRead() error
 	RxLen(limit int) int
 
+	// OnRing sets what is called, without blocking, when something arrives
+	// after Arm while nobody reads; lead tells that it is the hub's leader who
+	// calls. Arm reports whether nothing is there yet. It is for the receiver.
+	OnRing(f func(lead bool))
+	Arm() bool
+
 	// Sending; one goroutine at a time.
 	Put(p []byte) error
 	Flush()
