@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,8 +26,9 @@ type session struct {
 	flows  map[uint32]*Flow
 	fds    []*Flow // by descriptor, less firstFD
 	desk   ring.Desk
-	tap    *tap // this process's device on the fast path; nil: none yet
-	left   bool // no flow is added any more, the last one closes the tap
+	tap    *tap                // this process's device on the fast path; nil: none yet
+	tapNow atomic.Pointer[tap] // tap, for those without mu
+	left   bool                // no flow is added any more, the last one closes the tap
 	reaped bool
 	alive  alive
 
@@ -138,6 +140,7 @@ func (s *session) carrier(info *ipc.FlowResult, fds []int) (path, error) {
 			done()
 			return nil, err
 		}
+		s.tapNow.Store(s.tap)
 		hub.Serve()
 	}
 	return newTapPath(s.tap, end, bell, done, app.Handle, app.Headroom), nil
@@ -156,7 +159,16 @@ func (p *ringPath) Close() error {
 }
 
 // OnRing sets what is called when something arrives after Arm.
-func (p *ringPath) OnRing(f func(lead bool)) { p.bell.Handle(func() { f(true) }) }
+func (p *ringPath) OnRing(f func(lead bool)) {
+	if f == nil {
+		p.bell.Handle(nil)
+		return
+	}
+	p.bell.Handle(func() { f(true) })
+}
+
+// device is the process's device, nil if it has none.
+func (s *session) device() *tap { return s.tapNow.Load() }
 
 // takeFD finds the lowest free descriptor. mu is held.
 func (s *session) takeFD(f *Flow) int {

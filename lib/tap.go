@@ -337,7 +337,13 @@ func (p *tapPath) tellOf(lead bool) {
 }
 
 // OnRing sets what is called when something arrives after Arm.
-func (p *tapPath) OnRing(f func(lead bool)) { p.notify.Store(&f) }
+func (p *tapPath) OnRing(f func(lead bool)) {
+	if f == nil {
+		p.notify.Store(nil)
+		return
+	}
+	p.notify.Store(&f)
+}
 
 // Arm says that OnRing's function is to be called for the next packet; false:
 // there is one already.

@@ -410,6 +410,22 @@ func (h *Hub) Rung() bool {
 	return false
 }
 
+// TryLook does what a leader does before it sleeps, as s, unless somebody leads.
+func (h *Hub) TryLook(s *Sleeper) {
+	h.mu.Lock()
+	if h.leader != nil || h.closed {
+		h.mu.Unlock()
+		return
+	}
+	h.leader = s
+	h.mu.Unlock()
+	h.look()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.leader = nil
+	h.promote()
+}
+
 // look hands out what was rung for and looks at the other sources. It reports
 // whether one of them has more. The leader calls it.
 func (h *Hub) look() (more bool) {
