@@ -190,23 +190,25 @@ type Conn struct {
 	announceDue     bool
 
 	// Sender of a reliable flow between our own ends.
-	model     *model
-	sacked    spanSet // what the peer has beyond lwe
-	sackedN   int     // packets in it
-	inFlight  uint64  // bytes on the way
-	flying    int     // packets on the way
-	lostN     int     // packets to be sent again
-	lostHint  uint32  // none is before it
-	high      uint32  // behind the highest that was delivered
-	rackSent  int64   // when the newest packet that was delivered was sent
-	rackSeq   uint32
-	rackRTT   int64
-	rackAt    int64 // then more may be lost
-	reordered bool  // packets overtake each other on this path
-	lastSent  int64
-	probing   bool // the last packet was sent again, nothing was heard since
-	probe     uint32
-	probeDue  bool
+	model                *model
+	sacked               spanSet // what the peer has beyond lwe
+	sackedN              int     // packets in it
+	flight               chain   // packets on the way, as they were sent
+	inFlight             uint64  // bytes of them
+	lost                 chain   // packets to be sent again
+	high                 uint32  // behind the highest that was delivered
+	rackSent             int64   // when the newest packet that was delivered was sent
+	rackSeq              uint32
+	rackRTT              int64
+	rackAt               int64 // then more may be lost
+	reordered            bool  // packets overtake each other on this path
+	patience, patientFor uint8 // see patient
+	patientAt            uint32
+	lastSent             int64
+	probing              bool // the last packet was sent again, nothing was heard since
+	probe                uint32
+	probeDue             bool
+	probedAt             int64
 
 	// Receiver: everything before next was received.
 	rRun      bool
@@ -218,10 +220,14 @@ type Conn struct {
 	rData     int64  // ns, last packet with data or a start of the run
 	early     ring[arrival]
 	earlyN    int
-	ooo       spanSet // the numbers of early
-	tlv       []byte  // the payload of a control packet
-	granted   uint32  // packets: the window, as it has grown
-	grown     uint32  // next when it did
+	ooo       spanSet   // the numbers of early
+	tlv       []byte    // the payload of a control packet
+	recent    [8]uint32 // numbers that came since the last acknowledgement, not in order
+	recentN   int
+	twice     uint32 // a number that came more than once
+	twiceDue  bool
+	granted   uint32 // packets: the window, as it has grown
+	grown     uint32 // next when it did
 	ready     ring[message]
 	rHead     uint32
 	rTail     uint32
@@ -244,7 +250,7 @@ func New(cfg Config) (*Conn, error) {
 		codec: cfg.Codec, cipher: cfg.Cipher, rand: cfg.Rand,
 		maxMessage: cfg.MaxMessage, window: defaultWindow, granted: refWindow, buffer: cfg.Buffer,
 		reliable: m == Reliable, linger: m == Reliable, plain: cfg.Plain || cfg.Spec, spec: cfg.Spec,
-		rto: firstRTO, ackAt: Never, rdvsAt: Never, rackAt: Never,
+		rto: firstRTO, patience: 1, ackAt: Never, rdvsAt: Never, rackAt: Never,
 	}
 	if m == Bare {
 		return nil, errors.New("frcp: the qos of the flow does not ask for ordering")

@@ -38,7 +38,7 @@ func (c *Conn) Writable() bool {
 
 // CancelWrite tells that the writer which was refused does not wait any longer.
 func (c *Conn) CancelWrite() {
-	if c.pend == nil && (!c.eosWanted || c.eosSent) {
+	if c.pend == nil && (!c.eosWanted || c.eosSent || !c.ext) {
 		c.unblock()
 	}
 }
@@ -94,7 +94,8 @@ func (c *Conn) open() bool {
 // clearFlight forgets what is on the way.
 func (c *Conn) clearFlight() {
 	c.sacked.clear()
-	c.sackedN, c.inFlight, c.flying, c.lostN = 0, 0, 0, 0
+	c.sackedN, c.inFlight, c.flight, c.lost = 0, 0, chain{}, chain{}
+	c.recovering = false
 	c.high, c.rackSent, c.rackAt = c.seqno, 0, Never
 	c.probing, c.probeDue = false, false
 }
@@ -333,7 +334,7 @@ func (c *Conn) sendNext(now int64, dst []byte) int {
 	c.stats.Sent++
 	switch {
 	case c.paced():
-		c.fly(now, s)
+		c.fly(now, seq, s)
 		if c.blocked && c.open() {
 			c.unblock()
 		}
@@ -352,9 +353,9 @@ func (c *Conn) sendNext(now int64, dst []byte) int {
 }
 
 // fly notes that a packet is on the way.
-func (c *Conn) fly(now int64, s *slot) {
-	c.model.sent(now, s, c.flying == 0)
-	c.enter(s)
+func (c *Conn) fly(now int64, n uint32, s *slot) {
+	c.model.sent(now, s, c.flight.n == 0)
+	c.move(n, s, onWay)
 	c.lastSent = now
 }
 
@@ -365,8 +366,7 @@ func (c *Conn) repeat(now int64, dst []byte, seq uint32, vague bool) int {
 	s.vague = s.again || vague || !c.ext
 	s.sent, s.again = now, true
 	if c.paced() {
-		c.leave(s)
-		c.fly(now, s)
+		c.fly(now, seq, s)
 	}
 	c.stats.Resent++
 	return c.seal(dst, c.dataHeader(now, s.flags, seq), payload(s))
@@ -412,11 +412,18 @@ func (c *Conn) control(now int64, dst []byte, f Flags) int {
 	}
 	c.sAct = now
 	c.stats.Control++
-	if c.ext && c.reliable && c.earlyN > 0 && h.Flags&Ack != 0 {
-		c.tlv = appendSack(c.tlv[:0], c.ooo.s, c.maxPayload)
-		return c.seal(dst, h, c.tlv)
+	if !c.ext || !c.reliable || h.Flags&Ack == 0 {
+		return c.seal(dst, h, nil)
 	}
-	return c.seal(dst, h, nil)
+	c.tlv = c.tlv[:0]
+	if c.twiceDue && c.maxPayload >= tlvHeader+4 {
+		c.tlv = appendSize(c.tlv, tlvTwice, c.twice, 4)
+	}
+	if c.earlyN > 0 {
+		c.tlv = appendSack(c.tlv, c.ooo, c.recent[:c.recentN], c.maxPayload)
+	}
+	c.recentN, c.twiceDue = 0, false
+	return c.seal(dst, h, c.tlv)
 }
 
 // seal builds the packet: header and data, encryption, CRC (spec 30 §2).
@@ -497,5 +504,5 @@ func (c *Conn) sampleRTT(m int64) {
 		c.mdev += e
 	}
 	c.srtt, c.mdev = max(c.srtt, 1000), max(c.mdev, 100)
-	c.rto = min(max(minRTO, c.srtt+4*c.mdev), maxRTO)
+	c.rto = min(c.srtt+max(minRTO, 4*c.mdev), maxRTO)
 }
