@@ -106,7 +106,7 @@ func TestLargeWindows(t *testing.T) {
 func TestReorderingIsNotLoss(t *testing.T) {
 	for _, jitter := range []int64{ms / 2, 2 * ms, 8 * ms, 30 * ms} {
 		a, b, w := ourPair(t, qos.Data, 0)
-		w.check = 100
+		w.check = 2000
 		l := link{delay: 20 * ms, jitter: jitter}
 		w.links = [2]link{l, l}
 		pa, pb := &app{c: a, out: msgs(1, 40000, 1000, 1400)}, &app{c: b, readSize: 2000}

@@ -77,6 +77,7 @@ func (c *Conn) move(n uint32, s *slot, to fate) {
 // packet has to say besides.
 func (c *Conn) ackExt(now int64, a uint32, more []byte) {
 	var x sample
+	c.known = true
 	for n := c.lwe; n != a; n++ {
 		s := c.out.at(n)
 		c.gotSlot(now, n, s, &x)

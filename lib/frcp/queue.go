@@ -61,3 +61,10 @@ func (r *ring[T]) reserve(from, n, used uint32) {
 	}
 	r.s = s
 }
+
+// trim drops the memory of an empty queue, if that is much.
+func (r *ring[T]) trim() {
+	if len(r.s) > 4*firstSlots {
+		r.s = nil
+	}
+}

@@ -39,6 +39,7 @@ func (c *Conn) Input(now int64, p []byte) {
 	p = p[c.hdr:]
 	c.stats.Received++
 	c.lastRx = now
+	c.heard, c.announceAt = true, Never
 	if h.Flags&Ext != 0 && !c.plain && sure && !c.ext {
 		c.meet()
 	}
@@ -63,6 +64,17 @@ func (c *Conn) Input(now int64, p []byte) {
 		more = p
 	}
 	c.onControl(now, h, more)
+	if c.ext && c.eos && h.Flags&(Ext|Data|First) == Ext|First {
+		c.gone = true
+	}
+	if c.ext && h.Flags&(Ext|DRF|Data|RDVS) == Ext|DRF {
+		switch {
+		case h.Flags&Ack == 0:
+			c.ctlDue = true // it has not heard of us yet
+		case c.eos && h.Seq == c.next && c.eosSent && h.Ack == c.seqno:
+			c.quiet = true
+		}
+	}
 	if h.Flags&RDVS != 0 {
 		if c.rRun {
 			c.growWindow()
@@ -316,7 +328,7 @@ func (c *Conn) countAck(now int64) {
 
 // accept takes the next packet in order; it owns b.
 func (c *Conn) accept(f Flags, b *packet.Buf) {
-	if c.rclosed || c.eos {
+	if c.eos || c.rclosed && b.Len() > 0 {
 		b.Release()
 		return
 	}
@@ -326,7 +338,7 @@ func (c *Conn) accept(f Flags, b *packet.Buf) {
 			c.dropPart()
 			c.stats.Fragments++
 		}
-		c.eos = true
+		c.eos, c.gone = true, c.reliable && f&First != 0
 		return
 	}
 	if f == 0 || f == fragMask {

@@ -1,6 +1,8 @@
 package frcp
 
 import (
+	"time"
+
 	"github.com/o7s/o7s-router/lib/packet"
 )
 
@@ -55,8 +57,8 @@ func (c *Conn) CloseWrite(now int64) {
 }
 
 // Announce sends a control packet at the next Poll: a peer of ours learns what
-// we are before it has to send a large message, any peer learns where our
-// numbers begin.
+// we are before it has to send a large message, and answers; any peer learns
+// where our numbers begin. It goes again some times while nothing is heard.
 func (c *Conn) Announce() { c.announceDue = c.err == nil }
 
 // startRun draws a new sequence number when there is none or it is too old
@@ -67,7 +69,7 @@ func (c *Conn) startRun(now int64) {
 	}
 	s := c.rand()
 	c.lwe, c.nxt, c.seqno, c.rwe = s, s, s, s+startWindow
-	c.sRun, c.conf, c.sAct, c.ackTime = true, false, now, now
+	c.sRun, c.conf, c.known, c.sAct, c.ackTime = true, false, false, now, now
 	c.backoff, c.recovering, c.resend = 0, false, false
 	c.clearFlight()
 	c.stale, c.rdvsOut, c.sweep, c.sweepEnd = 0, false, s, s
@@ -149,10 +151,13 @@ func (c *Conn) pump(now int64) {
 	}
 	if c.pend == nil && c.eosWanted && !c.eosSent && c.ext && c.open() {
 		c.eosSent = true
+		f := Flags(0)
 		if !c.reliable {
 			c.eosLeft = eosCopies - 1
+		} else if c.rclosed {
+			f = First // we have closed: see Conn.gone
 		}
-		c.queue(nil, 0)
+		c.queue(nil, f)
 	}
 	if c.pend != nil || c.eosWanted && !c.eosSent {
 		c.block(now)
@@ -205,7 +210,16 @@ func (c *Conn) Poll(now int64, dst []byte) int {
 			return n
 		}
 	}
+	if c.farewell() {
+		c.byes++
+		c.ctlDue = false
+		return c.control(now, dst, 0)
+	}
 	if c.ctlDue || c.announceDue {
+		if c.announceDue && !c.heard && !c.plain && c.announced < announces {
+			c.announceAt = now + announceIn<<c.announced
+			c.announced++
+		}
 		c.ctlDue, c.announceDue = false, false
 		return c.control(now, dst, 0)
 	}
@@ -249,6 +263,15 @@ func (c *Conn) timers(now int64) {
 			c.ctlDue = true
 		}
 	}
+	if now >= c.announceAt {
+		c.announceAt, c.announceDue = Never, c.announced < announces
+	}
+	if c.endUnheard() && now >= c.endGivenUp() {
+		c.gaveUp = true
+		c.move(c.lwe, c.out.at(c.lwe), unknown)
+		c.free(c.lwe)
+		c.lwe = c.seqno
+	}
 	if c.rclosed && now-c.closedAt >= int64(maxRtxTime) && !c.Done() {
 		c.fail(ErrDown)
 		return
@@ -286,6 +309,14 @@ func (c *Conn) timers(now int64) {
 		}
 	}
 }
+
+// endUnheard reports that our end of stream alone is unacknowledged, by a peer
+// that has closed: it may have left, and does not need it.
+func (c *Conn) endUnheard() bool {
+	return c.gone && c.eosSent && c.paced() && c.seqno-c.lwe == 1 && c.nxt == c.seqno
+}
+
+func (c *Conn) endGivenUp() int64 { return max(c.lastRx, c.out.at(c.lwe).first) + lastWords }
 
 func (c *Conn) rtoAt() int64 {
 	rto := min(c.rto<<c.backoff, maxRTO)
@@ -369,8 +400,17 @@ func (c *Conn) repeat(now int64, dst []byte, seq uint32, vague bool) int {
 		c.fly(now, seq, s)
 	}
 	c.stats.Resent++
-	return c.seal(dst, c.dataHeader(now, s.flags, seq), payload(s))
+	f := s.flags
+	if c.paced() && c.known && s.first-c.ackTime < runSure {
+		f &^= DRF
+	}
+	return c.seal(dst, c.dataHeader(now, f, seq), payload(s))
 }
+
+// runSure is how long after an acknowledgement the peer has our run for all the
+// time that a packet is repeated. A repetition then need not begin it, and must
+// not, should the peer's endpoint belong to another flow by now.
+const runSure = int64(5 * time.Second)
 
 func payload(s *slot) []byte {
 	if s.buf == nil {
@@ -412,6 +452,9 @@ func (c *Conn) control(now int64, dst []byte, f Flags) int {
 	}
 	c.sAct = now
 	c.stats.Control++
+	if c.ext && c.rclosed {
+		h.Flags |= First // as in an end of stream
+	}
 	if !c.ext || !c.reliable || h.Flags&Ack == 0 {
 		return c.seal(dst, h, nil)
 	}
