@@ -380,7 +380,8 @@ func waitError(err error) error {
 	return err
 }
 
-// Write sends p as one message. It blocks while the queue is full. A message
+// Write sends p as one message. It blocks while the queue is full; a message
+// larger than the MTU also until the peer was heard of, a second at most. A message
 // of length 0 is a keep-alive, which the peer's program does not see. Errors:
 // os.ErrDeadlineExceeded (also o7serr.ETIMEDOUT), o7serr.EAGAIN with WNOBLOCK,
 // o7serr.EMSGSIZE for more than MaxMessage bytes, o7serr.EFLOWDOWN,
