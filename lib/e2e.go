@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,6 +31,8 @@ type e2ePath struct {
 	lower  path
 	direct framer // lower, if it takes packets where they are built
 	t      *tender
+	spec   bool
+	mpl    time.Duration
 	mtu    int // longest message in one packet
 
 	mu       sync.Mutex // guards what follows, and the lower path but for the driver's wait
@@ -42,12 +45,17 @@ type e2ePath struct {
 	kicked   [2]bool
 	waiting  [2]bool // follows the driver
 	down     error   // the flow ended: to be told to conn once everything that arrived was taken in
-	listed   bool    // with the tender
+	large    bool    // the writer waits to learn whether the peer takes more than a packet
+	largeBy  int64   // and no longer than until then
 	released bool
 
 	// Messages that the reader has taken; its own.
 	taken []*packet.Buf
 	head  int
+
+	listed atomic.Bool // with the tender
+	armed  atomic.Bool // notify is to be called
+	notify atomic.Pointer[func(lead bool)]
 
 	shut  atomic.Bool
 	sig   [2]chan struct{} // to followers
@@ -72,6 +80,9 @@ const (
 	takeBatch = 32
 	// roomRetry is when a lower path that was full is tried again.
 	roomRetry = int64(200 * time.Microsecond)
+	// meetTime bounds how long the first message larger than a packet waits for
+	// the peer to say what it is. Ours do so as soon as the flow is there.
+	meetTime = int64(time.Second)
 	// maxWait keeps a far deadline within what a time.Time of a poller takes.
 	maxWait = int64(time.Hour)
 )
@@ -85,7 +96,7 @@ func newE2EPath(lower path, info *ipc.FlowResult, spec bool, t *tender) (*e2ePat
 		return nil, err
 	}
 	p := &e2ePath{
-		lower: lower, t: t, mtu: conn.MaxPayload(), conn: conn, driving: nobody,
+		lower: lower, t: t, spec: spec, mtu: conn.MaxPayload(), mpl: max(time.Duration(info.MPL), 100) * time.Millisecond, conn: conn, driving: nobody,
 		dl: [2]int64{frcp.Never, frcp.Never}, sig: [2]chan struct{}{make(chan struct{}, 1), make(chan struct{}, 1)},
 	}
 	if p.direct, _ = lower.(framer); p.direct != nil {
@@ -94,10 +105,11 @@ func newE2EPath(lower path, info *ipc.FlowResult, spec bool, t *tender) (*e2ePat
 		p.frame = make([]byte, info.MTU)
 	}
 	p.conn.Announce()
+	lower.OnRing(p.rung)
 	p.mu.Lock()
 	p.advance(nanotime(), true)
-	p.list()
 	p.mu.Unlock()
+	t.add(p)
 	return p, nil
 }
 
@@ -174,13 +186,32 @@ func (p *e2ePath) deadline(now int64) int64 {
 	if p.held > 0 {
 		return now + roomRetry
 	}
-	return p.conn.Deadline()
+	d := p.conn.Deadline()
+	if p.large {
+		d = min(d, p.largeBy)
+	}
+	return d
+}
+
+// meeting reports whether a message larger than a packet has to wait until the
+// peer is heard of.
+func (p *e2ePath) meeting(now int64) bool {
+	if p.spec || p.conn.Heard() || p.conn.Err() != nil {
+		return false
+	}
+	if p.largeBy == 0 {
+		p.largeBy = now + meetTime
+	}
+	return now < p.largeBy
 }
 
 // ready reports whether a wait of direction d is over.
 func (p *e2ePath) ready(d ring.Dir) bool {
 	if d == ring.DirRead {
 		return p.conn.Readable()
+	}
+	if p.large && p.meeting(nanotime()) {
+		return false
 	}
 	return p.conn.Writable()
 }
@@ -193,8 +224,11 @@ func (p *e2ePath) tell() {
 			p.wake(d)
 		}
 	}
+	if p.armed.Load() && p.conn.Readable() {
+		p.tellOf(false)
+	}
 	if p.driving != nobody {
-		if next := p.conn.Deadline(); next < p.until {
+		if next := p.deadline(nanotime()); next < p.until {
 			p.until = next
 			p.setLower(next)
 		}
@@ -366,16 +400,7 @@ func (p *e2ePath) drop() {
 // back when more is.
 func (p *e2ePath) settle(now int64) {
 	p.advance(now, false)
-	p.list()
-}
-
-// list gives the path to the tender, which looks at it as long as nobody
-// drives.
-func (p *e2ePath) list() {
-	if !p.listed && !p.released {
-		p.listed = true
-		p.t.add(p)
-	}
+	p.t.add(p)
 }
 
 func (p *e2ePath) WaitRead() error { return p.wait(ring.DirRead) }
@@ -399,6 +424,13 @@ func (p *e2ePath) Put(b []byte) error {
 		return p.lower.Put(b)
 	}
 	now := nanotime()
+	if p.large = len(b) > p.mtu && len(b) <= frcp.DefaultMaxMessage && p.meeting(now); p.large {
+		p.advance(now, true)
+		if p.large = p.meeting(now); p.large {
+			p.settle(now)
+			return ring.ErrFull
+		}
+	}
 	err := p.conn.Write(now, b)
 	if err != nil && errors.Is(err, frcp.ErrWouldBlock) {
 		p.advance(now, true) // the window may have opened
@@ -428,6 +460,7 @@ func (p *e2ePath) WaitWrite() error { return p.wait(ring.DirWrite) }
 func (p *e2ePath) cancelWrite() {
 	p.mu.Lock()
 	p.conn.CancelWrite()
+	p.large = false
 	p.mu.Unlock()
 }
 
@@ -541,6 +574,10 @@ func (p *e2ePath) finish(deadline int64) time.Duration {
 	}
 	p.released = true
 	q := p.conn.Quarantine(nanotime())
+	if p.down == errDealloc { //nolint:errorlint // our own
+		// The other end has gone, and repeats nothing any more.
+		q = min(q, 2*p.mpl)
+	}
 	p.conn.Release()
 	return q
 }
@@ -554,7 +591,6 @@ func (p *e2ePath) Close() error {
 		p.conn.Release()
 	}
 	p.mu.Unlock()
-	p.t.remove(p)
 	return p.lower.Close()
 }
 
@@ -575,48 +611,110 @@ func (p *e2ePath) stats() frcp.Stats {
 	return p.conn.Stats()
 }
 
+// OnRing and Arm are for sets of flows. What arrives is taken in by whoever
+// looks next.
+func (p *e2ePath) OnRing(f func(lead bool)) {
+	if f == nil {
+		p.notify.Store(nil)
+		return
+	}
+	p.notify.Store(&f)
+}
+
+func (p *e2ePath) Arm() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.advance(nanotime(), true)
+	p.armed.Store(true)
+	return !p.conn.Readable() && p.lower.Arm()
+}
+
+// rung is called when something arrived on the lower path while nobody drives.
+func (p *e2ePath) rung(lead bool) {
+	p.t.add(p)
+	p.tellOf(lead)
+}
+
+func (p *e2ePath) tellOf(lead bool) {
+	if p.armed.Load() && p.armed.Swap(false) {
+		if f := p.notify.Load(); f != nil {
+			(*f)(lead)
+		}
+	}
+}
+
 // tender looks after the flows that no goroutine waits on: it takes in what has
-// arrived, so that it is acknowledged, and sends again what was lost.
+// arrived, so that it is acknowledged, and sends again what was lost. A flow on
+// which nothing is under way is left alone until its lower path rings.
 type tender struct {
+	hub func() *ring.Hub // has a goroutine of its own once there is a flow
+
 	mu    sync.Mutex // guards what follows
-	paths map[*e2ePath]struct{}
+	fresh []*e2ePath // listed since run took them
 	timer *time.Timer
+	busy  bool // the timer runs, or run does
+
+	paths []*e2ePath // run's
 }
 
 // tendEvery is how often it looks: as often as the reference (spec 30 §6).
 const tendEvery = 5 * time.Millisecond
 
+// add lists p, unless it is. It does not block, and needs no lock of p.
 func (t *tender) add(p *e2ePath) {
+	if p.listed.Swap(true) {
+		return
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.paths == nil {
-		t.paths = map[*e2ePath]struct{}{}
+	if t.timer == nil {
 		t.timer = time.AfterFunc(time.Hour, t.run)
+		t.timer.Stop()
+		t.hub().Serve()
 	}
-	t.paths[p] = struct{}{}
-	if len(t.paths) == 1 {
+	t.fresh = append(t.fresh, p)
+	if !t.busy {
+		t.busy = true
 		t.timer.Reset(tendEvery)
 	}
-}
-
-func (t *tender) remove(p *e2ePath) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	delete(t.paths, p)
 }
 
 func (t *tender) run() {
 	t.mu.Lock()
+	t.paths = append(t.paths, t.fresh...)
+	clear(t.fresh)
+	t.fresh = t.fresh[:0]
+	t.mu.Unlock()
+	t.paths = slices.DeleteFunc(t.paths, func(p *e2ePath) bool { return !p.tend() })
+	t.mu.Lock()
 	defer t.mu.Unlock()
-	for p := range t.paths {
-		if p.mu.TryLock() {
-			if p.driving == nobody {
-				p.advance(nanotime(), true)
-			}
-			p.mu.Unlock()
-		}
-	}
-	if len(t.paths) > 0 {
+	if t.busy = len(t.paths)+len(t.fresh) > 0; t.busy {
 		t.timer.Reset(tendEvery)
 	}
+}
+
+// tend looks at p if nobody drives, and reports whether it has to be looked at
+// again.
+func (p *e2ePath) tend() bool {
+	if !p.mu.TryLock() {
+		return true
+	}
+	defer p.mu.Unlock()
+	if p.released {
+		return false
+	}
+	if p.driving != nobody {
+		return true
+	}
+	p.advance(nanotime(), true)
+	if p.held > 0 || p.conn.Deadline() != frcp.Never {
+		return true
+	}
+	p.conn.Trim()
+	// From here on it rings. What it would ring for may be there already.
+	p.listed.Store(false)
+	if p.lower.Arm() {
+		return false
+	}
+	return !p.listed.Swap(true)
 }

@@ -29,6 +29,12 @@ type path interface {
 	WaitRead() error
 	RxLen(limit int) int
 
+	// OnRing sets what is called, without blocking, when something arrives
+	// after Arm while nobody reads; lead tells that it is the hub's leader who
+	// calls. Arm reports whether nothing is there yet. It is for the receiver.
+	OnRing(f func(lead bool))
+	Arm() bool
+
 	// Sending; one goroutine at a time.
 	Put(p []byte) error
 	Flush()
@@ -70,6 +76,7 @@ type Event uint8
 
 // Events; the numbers are those of the reference's interface.
 const (
+	EventPacket  Event = 1  // there is a message to read; of flows in a Set only
 	EventDown    Event = 2  // the flow is down
 	EventUp      Event = 4  // and up again
 	EventDealloc Event = 16 // the other end, or the layer, released it
@@ -78,6 +85,8 @@ const (
 
 func (e Event) String() string {
 	switch e {
+	case EventPacket:
+		return "packet"
 	case EventDown:
 		return "down"
 	case EventUp:
@@ -131,6 +140,9 @@ type Flow struct {
 	info    ipc.FlowResult
 	path    path
 	e2e     *e2ePath // path, if that runs the end-to-end protocol
+
+	set   atomic.Pointer[Set] // that it is in
+	noted atomic.Bool         // the set knows that there may be a message
 
 	flags   atomic.Uint32 // Flags but DOWN
 	state   atomic.Uint32 // state bits
@@ -215,6 +227,12 @@ func (f *Flow) trouble(write bool) error {
 func (f *Flow) Read(p []byte) (int, error) {
 	f.rmu.Lock()
 	defer f.rmu.Unlock()
+	n, err := f.read(p)
+	f.again(err)
+	return n, err
+}
+
+func (f *Flow) read(p []byte) (int, error) {
 	if f.mark {
 		f.mark = false
 		return 0, nil
@@ -254,6 +272,12 @@ func (f *Flow) ReadBatch(bufs [][]byte, sizes []int) (int, error) {
 	_ = sizes[len(bufs)-1]
 	f.rmu.Lock()
 	defer f.rmu.Unlock()
+	n, err := f.readBatch(bufs, sizes)
+	f.again(err)
+	return n, err
+}
+
+func (f *Flow) readBatch(bufs [][]byte, sizes []int) (int, error) {
 	f.mark = false
 	m, err := f.next()
 	if err != nil {
@@ -356,7 +380,8 @@ func waitError(err error) error {
 	return err
 }
 
-// Write sends p as one message. It blocks while the queue is full. A message
+// Write sends p as one message. It blocks while the queue is full; a message
+// larger than the MTU also until the peer was heard of, a second at most. A message
 // of length 0 is a keep-alive, which the peer's program does not see. Errors:
 // os.ErrDeadlineExceeded (also o7serr.ETIMEDOUT), o7serr.EAGAIN with WNOBLOCK,
 // o7serr.EMSGSIZE for more than MaxMessage bytes, o7serr.EFLOWDOWN,
@@ -478,6 +503,9 @@ func (f *Flow) event(e Event) {
 	}
 	f.path.Kick(ring.DirRead)
 	f.path.Kick(ring.DirWrite)
+	if s := f.set.Load(); s != nil {
+		s.event(f, e)
+	}
 }
 
 // orphan is called when the daemon died. A flow to a program on this machine
@@ -530,6 +558,9 @@ func (f *Flow) Close() error {
 	err := errClosed
 	f.closing.Do(func() {
 		f.state.Or(stateClosed)
+		if s := f.set.Load(); s != nil {
+			s.Del(f)
+		}
 		f.path.Shut()
 		f.rmu.Lock()
 		f.wmu.Lock()

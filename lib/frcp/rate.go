@@ -121,8 +121,11 @@ func (m *model) update(now int64, x sample, inFlight uint64) {
 	begins := x.prior >= m.roundEnd
 	if begins {
 		m.roundEnd = m.delivered
-		m.round++
-		m.rates[m.round%rateRounds] = 0
+		// A round of which nothing was learnt does not push out what is known.
+		if m.rates[m.round%rateRounds] != 0 {
+			m.round++
+			m.rates[m.round%rateRounds] = 0
+		}
 		if lost := m.roundLost; lost*100 > (lost+m.roundGot)*heavyLoss && lost > 8*1500 {
 			for i := range m.rates {
 				m.rates[i] = m.rates[i] * 7 / 10

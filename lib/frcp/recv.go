@@ -39,6 +39,7 @@ func (c *Conn) Input(now int64, p []byte) {
 	p = p[c.hdr:]
 	c.stats.Received++
 	c.lastRx = now
+	c.heard, c.announceAt = true, Never
 	if h.Flags&Ext != 0 && !c.plain && sure && !c.ext {
 		c.meet()
 	}
@@ -53,6 +54,7 @@ func (c *Conn) Input(now int64, p []byte) {
 			fresh = true
 		case h.Flags&Data != 0:
 			c.stats.NoRun++
+			c.pump(now) // the peer may have become known by it
 			return
 		}
 	}
@@ -62,6 +64,17 @@ func (c *Conn) Input(now int64, p []byte) {
 		more = p
 	}
 	c.onControl(now, h, more)
+	if c.ext && c.eos && h.Flags&(Ext|Data|First) == Ext|First {
+		c.gone = true
+	}
+	if c.ext && h.Flags&(Ext|DRF|Data|RDVS) == Ext|DRF {
+		switch {
+		case h.Flags&Ack == 0:
+			c.ctlDue = true // it has not heard of us yet
+		case c.eos && h.Seq == c.next && c.eosSent && h.Ack == c.seqno:
+			c.quiet = true
+		}
+	}
 	if h.Flags&RDVS != 0 {
 		if c.rRun {
 			c.growWindow()
@@ -81,9 +94,14 @@ func (c *Conn) meet() {
 		c.model = new(model)
 		c.rackAt, c.high, c.rackSent = Never, c.lwe, 0
 		for n := c.lwe; n != c.nxt; n++ {
-			c.enter(c.out.at(n))
+			c.move(n, c.out.at(n), onWay)
 		}
-		c.resend, c.sweep = false, c.sweepEnd
+		c.resend, c.sweep, c.recovering = false, c.sweepEnd, false
+		for i := range uint32(len(c.early.s)) {
+			if n := c.next + i; c.early.at(n).full {
+				c.ooo.add(n, n+1)
+			}
+		}
 	}
 	c.growWindow()
 }
@@ -233,8 +251,7 @@ func (c *Conn) onData(now int64, h Header, p []byte, fresh bool) {
 	}
 	switch {
 	case d < 0:
-		c.stats.Duplicate++
-		c.ctlDue = true // our acknowledgement was lost
+		c.duplicate(h.Seq) // our acknowledgement was lost
 		return
 	case !before(h.Seq, c.rEdge):
 		c.stats.OutOfWindow++
@@ -244,7 +261,7 @@ func (c *Conn) onData(now int64, h Header, p []byte, fresh bool) {
 		c.early.reserve(c.next, uint32(d)+1, uint32(len(c.early.s)))
 		a := c.early.at(h.Seq)
 		if a.full {
-			c.stats.Duplicate++
+			c.duplicate(h.Seq)
 			return
 		}
 		*a = arrival{buf: packet.From(p), flags: f, full: true}
@@ -254,9 +271,11 @@ func (c *Conn) onData(now int64, h Header, p []byte, fresh bool) {
 			return
 		}
 		end, _ := c.ooo.end()
-		c.ooo.add(h.Seq, h.Seq+1, nil)
-		if newHole := c.earlyN == 1 || h.Seq != end; newHole {
+		c.ooo.add(h.Seq, h.Seq+1)
+		if c.earlyN == 1 || h.Seq != end {
 			c.ctlDue = true
+			c.recent[c.recentN%len(c.recent)] = h.Seq
+			c.recentN = min(c.recentN+1, len(c.recent))
 		} else {
 			c.countAck(now)
 		}
@@ -287,6 +306,13 @@ func (c *Conn) onData(now int64, h Header, p []byte, fresh bool) {
 	c.countAck(now)
 }
 
+// duplicate notes a packet that came before. The sender is told, so that it
+// learns what it repeats for nothing.
+func (c *Conn) duplicate(n uint32) {
+	c.stats.Duplicate++
+	c.twice, c.twiceDue, c.ctlDue = n, true, true
+}
+
 // countAck acknowledges one more packet: some at a time, or after a while.
 func (c *Conn) countAck(now int64) {
 	every := ackEvery
@@ -302,7 +328,7 @@ func (c *Conn) countAck(now int64) {
 
 // accept takes the next packet in order; it owns b.
 func (c *Conn) accept(f Flags, b *packet.Buf) {
-	if c.rclosed || c.eos {
+	if c.eos || c.rclosed && b.Len() > 0 {
 		b.Release()
 		return
 	}
@@ -312,7 +338,7 @@ func (c *Conn) accept(f Flags, b *packet.Buf) {
 			c.dropPart()
 			c.stats.Fragments++
 		}
-		c.eos = true
+		c.eos, c.gone = true, c.reliable && f&First != 0
 		return
 	}
 	if f == 0 || f == fragMask {

@@ -66,6 +66,8 @@ type network struct {
 	tap   func(from int, p []byte)
 	buf   [4096]byte
 	down  [2]bool
+	check int // the invariants every so many steps, of one end
+	steps int
 }
 
 func newNetwork(seed uint64, a, b end, l link) *network {
@@ -110,6 +112,11 @@ func (w *network) step(limit int64) bool {
 	for i, e := range w.ends {
 		c, _ := e.(*Conn)
 		full := c != nil && !c.Writable()
+		if w.steps++; c != nil && w.check > 0 && w.steps%w.check == 0 {
+			if err := c.invariant(w.now); err != nil {
+				panic(err)
+			}
+		}
 		for k := 0; ; k++ {
 			n := e.Poll(w.now, w.buf[:])
 			if n == 0 {

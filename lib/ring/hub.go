@@ -55,7 +55,7 @@ type hubSlab struct {
 // source is a descriptor besides the slabs, and how it is read.
 type source struct {
 	fd   int
-	look func() (more bool) // nil: the wait descriptor
+	look func() (more bool) // called by the leader; nil: the wait descriptor
 }
 
 // NewHub returns a hub that waits for the descriptor wait (see NewWaitFD), which
@@ -111,7 +111,7 @@ func (h *Hub) RemoveSlab(s *Slab) {
 
 // AddSource adds a descriptor that becomes readable. It stays the caller's.
 // look takes what is there, without blocking, wakes or notes whomever it is for,
-// and reports whether it left something; any goroutine may call it. The descriptor is watched only while
+// and reports whether it left something; the leader calls it. The descriptor is watched only while
 // the leader sleeps: each event on one that is always watched would wake a
 // thread, and whoever causes it pays for that.
 func (h *Hub) AddSource(fd int, look func() (more bool)) error {
@@ -181,7 +181,7 @@ func (s *Sleeper) pollFunc(uintptr) bool {
 		}
 		// What is rung for from here on finds the doors asleep, and wakes us.
 		h.arm(true)
-		more := h.Look()
+		more := h.look()
 		if s.ready() {
 			return true
 		}
@@ -191,7 +191,11 @@ func (s *Sleeper) pollFunc(uintptr) bool {
 	}
 }
 
-// wake makes a wait look again.
+// Nudge makes a wait that follows look again. It is enough for who leads, and
+// costs less than Wake.
+func (s *Sleeper) Nudge() { s.wake() }
+
+// wake makes a wait that follows look again.
 func (s *Sleeper) wake() {
 	select {
 	case s.sig <- struct{}{}:
@@ -263,7 +267,10 @@ func (s *Sleeper) Wait(ready func() bool) error {
 		}
 		err := h.conn.Read(s.poll)
 		h.leave()
-		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		switch {
+		case err == nil:
+			return nil // ready said so, and may do so only once
+		case !errors.Is(err, os.ErrDeadlineExceeded):
 			return net.ErrClosed
 		}
 	}
@@ -393,10 +400,38 @@ func (h *Hub) arm(on bool) {
 	}
 }
 
-// Look hands out what was rung for and looks at the other sources. It reports
-// whether one of them has more.
-func (h *Hub) Look() (more bool) {
-	h.Glance()
+// Rung reports whether something was rung for that the leader has not seen.
+func (h *Hub) Rung() bool {
+	for _, s := range *h.slabs.Load() {
+		if s.slab.own.some() {
+			return true
+		}
+	}
+	return false
+}
+
+// TryLook does what a leader does before it sleeps, as s, unless somebody leads.
+func (h *Hub) TryLook(s *Sleeper) {
+	h.mu.Lock()
+	if h.leader != nil || h.closed {
+		h.mu.Unlock()
+		return
+	}
+	h.leader = s
+	h.mu.Unlock()
+	h.look()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.leader = nil
+	h.promote()
+}
+
+// look hands out what was rung for and looks at the other sources. It reports
+// whether one of them has more. The leader calls it.
+func (h *Hub) look() (more bool) {
+	if h.Rung() {
+		h.handOut()
+	}
 	h.mu.Lock()
 	sources := h.sources
 	h.mu.Unlock()
@@ -405,17 +440,7 @@ func (h *Hub) Look() (more bool) {
 			more = true
 		}
 	}
-	return more
-}
-
-// Glance hands out what was rung for. It is cheap when that is nothing.
-func (h *Hub) Glance() {
-	for _, s := range *h.slabs.Load() {
-		if s.slab.own.some() {
-			h.handOut()
-			return
-		}
-	}
+	return more || h.Rung() // by Again
 }
 
 func (h *Hub) handOut() {
@@ -496,6 +521,8 @@ type Handler func()
 // HubEnd is the Waiter of an End at a hub.
 type HubEnd struct {
 	at      *atomic.Pointer[HubEnd]
+	own     *door
+	slot    uint32
 	dir     [2]*Sleeper
 	handler atomic.Pointer[Handler]
 }
@@ -505,7 +532,7 @@ func (h *Hub) End(s *Slab, slot uint32) (*HubEnd, error) {
 	if slot < SlabSlots {
 		for _, x := range *h.slabs.Load() {
 			if x.slab == s {
-				e := &HubEnd{at: &x.ends[slot], dir: [2]*Sleeper{h.Sleeper(), h.Sleeper()}}
+				e := &HubEnd{at: &x.ends[slot], own: &s.own, slot: slot, dir: [2]*Sleeper{h.Sleeper(), h.Sleeper()}}
 				if !e.at.CompareAndSwap(nil, e) {
 					return nil, errors.New("slot is in use")
 				}
@@ -524,6 +551,9 @@ func (e *HubEnd) Handle(f Handler) {
 	}
 	e.handler.Store(&f)
 }
+
+// Again has the handler called once more, after those of other ends.
+func (e *HubEnd) Again() { e.own.ring(e.slot) }
 
 // rung tells the end that something changed.
 func (e *HubEnd) rung() {

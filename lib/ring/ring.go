@@ -583,8 +583,17 @@ func (e *End) roomSoon() bool {
 }
 
 // Arm makes the other end ring when it sends something, without a wait; false:
-// there is something already. It is for the consumer.
-func (e *End) Arm() bool { return !e.filled() }
+// there is something already. A change of its state rings in any case. It is for
+// the consumer.
+func (e *End) Arm() bool {
+	c := &e.c
+	c.hungry.Store(1)
+	if c.fetch() != nil || c.limit != c.pos {
+		c.hungry.Store(0)
+		return false
+	}
+	return true
+}
 
 // Kick makes the wait of one direction return, now or, when there is none, the
 // next one at once.
