@@ -62,6 +62,7 @@ type IPCP struct {
 
 	flows []atomic.Pointer[Flow] // by endpoint, for the demultiplexer
 	down  atomic.Bool
+	stray atomic.Int64 // when a stray frame was looked at last, ns since 1970
 	n     counters
 
 	mu       sync.Mutex // guards what follows; never held during upcalls and sends
@@ -295,8 +296,15 @@ func (l *IPCP) event(e *core.Event, w *work) {
 		}
 	case core.Vacated:
 		if f := l.flows[e.Endpoint].Swap(nil); f != nil {
-			l.block.Clear(e.Endpoint)
+			// The peer may not know yet: what it sends is for us to see, then.
+			if e.Remote == 0 {
+				l.block.Clear(e.Endpoint)
+			}
 			w.then(f.discard)
+		}
+	case core.Forgotten:
+		if l.flows[e.Endpoint].Load() == nil {
+			l.block.Clear(e.Endpoint)
 		}
 	case core.Established:
 		if a := l.allocs[e.ID]; a != nil {
@@ -488,11 +496,11 @@ func (in *incoming) Data() []byte  { return in.data }
 func (in *incoming) Accept(data []byte) (ipcp.Flow, error) {
 	var f *Flow
 	var refused error
-	err := in.l.do("flow accept", func(_ time.Time, c *core.Core) {
+	err := in.l.do("flow accept", func(now time.Time, c *core.Core) {
 		var local, remote uint16
 		var to core.MAC
 		delete(in.l.incoming, in.id)
-		if local, to, remote, refused = c.Respond(in.id, 0, data); refused == nil {
+		if local, to, remote, refused = c.Respond(now, in.id, 0, data); refused == nil {
 			f = in.l.newFlow(local, in.qos)
 			f.connect(to, remote)
 		}
@@ -511,9 +519,9 @@ func (in *incoming) Refuse(code int32) {
 	if code == 0 {
 		code = o7serr.EIPCP.Code()
 	}
-	_ = in.l.do("flow refusal", func(_ time.Time, c *core.Core) {
+	_ = in.l.do("flow refusal", func(now time.Time, c *core.Core) {
 		delete(in.l.incoming, in.id)
-		_, _, _, _ = c.Respond(in.id, code, nil)
+		_, _, _, _ = c.Respond(now, in.id, code, nil)
 	})
 }
 
@@ -555,7 +563,7 @@ func (l *IPCP) Close() error {
 		l.finish(id, l.allocs[id], nil, gone)
 	}
 	for _, id := range slices.Sorted(maps.Keys(l.incoming)) {
-		_, _, _, _ = l.core.Respond(id, o7serr.EIPCPSTATE.Code(), nil)
+		_, _, _, _ = l.core.Respond(now, id, o7serr.EIPCPSTATE.Code(), nil)
 	}
 	clear(l.incoming)
 	for hash := range l.waiters {
@@ -565,9 +573,10 @@ func (l *IPCP) Close() error {
 	for i := range l.flows {
 		if f := l.flows[i].Load(); f != nil && f.connected.Load() {
 			flows = append(flows, f)
-			l.core.Close(f.local)
+			l.core.Close(now, f.local, 0)
 		}
 	}
+	l.core.Forget()
 	w := l.settle(now)
 	l.state = ipcp.StateShutdown
 	l.timer.Stop()
@@ -666,6 +675,9 @@ func (l *IPCP) Counters() iter.Seq2[string, uint64] {
 		{"flow_late_accepts", c.LateAccept},
 		{"deallocs_sent", c.DeallocsSent},
 		{"deallocs_received", c.DeallocsReceived},
+		{"deallocs_repeated", c.DeallocsRepeated},
+		{"endpoints_in_quarantine", c.Quarantined},
+		{"endpoint_quarantines_broken", c.QuarantineBroken},
 		{"stale_flows_released", c.StaleReleased},
 		{"mgmt_malformed_dropped", c.Malformed},
 		{"mgmt_misaddressed_dropped", c.Misaddressed},
