@@ -13,11 +13,13 @@ package eth
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"log/slog"
 	"maps"
 	"net"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -26,6 +28,7 @@ import (
 
 	"github.com/o7s/o7s-router/ipcp"
 	"github.com/o7s/o7s-router/ipcp/eth/core"
+	"github.com/o7s/o7s-router/ipcp/eth/journal"
 	"github.com/o7s/o7s-router/lib/o7serr"
 	"github.com/o7s/o7s-router/lib/packet"
 	"github.com/o7s/o7s-router/lib/qos"
@@ -59,6 +62,9 @@ type IPCP struct {
 	unwatch  func() // ends the reports of the interface's state
 	maxSDU   int
 	cfg      ipcp.Config
+
+	notes   string // directory of the journal; "": there is none
+	journal *journal.Journal
 
 	flows []atomic.Pointer[Flow] // by endpoint, for the demultiplexer
 	down  atomic.Bool
@@ -199,13 +205,45 @@ func (l *IPCP) start(cfg ipcp.Config, hashLen int) error {
 		_ = dev.Close()
 		return err
 	}
+	former := l.openJournal()
 	l.mu.Lock()
+	l.core.Former(time.Now(), former)
+	for _, e := range former {
+		block.SetUser(e.Endpoint) // what still comes for it is answered
+	}
 	l.block, l.state = block, ipcp.StateOperational
 	l.timer = time.AfterFunc(time.Hour, l.tick)
 	l.timer.Stop()
 	l.mu.Unlock()
 	l.unwatch = dev.OnState(l.linkState)
+	if len(former) > 0 {
+		l.log.Info("peers of an earlier process are told that its flows are gone", "device", cfg.Eth.Device, "flows", len(former))
+		l.tick()
+	}
 	return nil
+}
+
+// openJournal returns the flows that an earlier process left there. Without a
+// journal the layer works as well: if this process is killed its peers notice
+// later.
+func (l *IPCP) openJournal() (former []core.Former) {
+	if l.notes == "" || l.loopback {
+		return nil
+	}
+	path := filepath.Join(l.notes, fmt.Sprintf("%s-%04x", l.cfg.Eth.Device, l.cfg.Eth.EtherType))
+	j, left, err := journal.Open(path, l.mac, l.cfg.Eth.EtherType, len(l.flows))
+	if err != nil {
+		l.log.Warn("flows are not noted: when this process is killed peers learn of it late", "err", err)
+		return nil
+	}
+	l.journal = j
+	for _, e := range left {
+		f := core.Former{Endpoint: e.Local, Peer: core.MAC(e.MAC), Remote: e.Remote}
+		if !l.own(f.Peer) {
+			former = append(former, f)
+		}
+	}
+	return former
 }
 
 // do runs fn on the core and then does what the core wants done. It fails when
@@ -300,6 +338,7 @@ func (l *IPCP) event(e *core.Event, w *work) {
 			if e.Remote == 0 {
 				l.block.Clear(e.Endpoint)
 			}
+			l.journal.Strike(e.Endpoint)
 			w.then(f.discard)
 		}
 	case core.Forgotten:
@@ -588,7 +627,7 @@ func (l *IPCP) Close() error {
 	l.perform(w)
 	l.unwatch()
 	l.block.Release()
-	return l.dev.Close()
+	return errors.Join(l.dev.Close(), l.journal.Close())
 }
 
 // Neighbors implements ipcp.Inspector; Ethernet layers have none.

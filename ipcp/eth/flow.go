@@ -8,6 +8,7 @@ import (
 
 	"github.com/o7s/o7s-router/ipcp"
 	"github.com/o7s/o7s-router/ipcp/eth/core"
+	"github.com/o7s/o7s-router/ipcp/eth/journal"
 	"github.com/o7s/o7s-router/ipcp/inbox"
 	"github.com/o7s/o7s-router/lib/o7serr"
 	"github.com/o7s/o7s-router/lib/packet"
@@ -61,6 +62,7 @@ func (f *Flow) connect(peer core.MAC, remote uint16) {
 	f.peer, f.remote = peer, remote
 	f.header = f.l.framer.Header(peer, f.l.mac, remote, f.local)
 	f.info.Remote = endpointText(peer, remote)
+	f.l.journal.Note(journal.Entry{Local: f.local, Remote: remote, MAC: peer})
 	f.connected.Store(true)
 }
 

@@ -7,6 +7,7 @@ package core
 
 import (
 	"container/heap"
+	"slices"
 	"time"
 
 	"github.com/o7s/o7s-router/lib/o7serr"
@@ -328,6 +329,26 @@ func newEndpoints(first, last uint16) endpoints {
 		e.free = append(e.free, n)
 	}
 	return e
+}
+
+// reserve puts endpoints into quarantine, before any was taken.
+func (e *endpoints) reserve(until time.Time, eps map[uint16]bool) {
+	if e.used > 0 || e.head > 0 {
+		return
+	}
+	slices.SortStableFunc(e.free, func(a, b uint16) int {
+		switch {
+		case eps[a] == eps[b]:
+			return 0
+		case eps[b]:
+			return -1
+		}
+		return 1
+	})
+	e.used = len(eps)
+	for _, ep := range e.free[len(e.free)-e.used:] {
+		e.held.add(timer{at: until, ep: ep})
+	}
 }
 
 // take gives f an endpoint. One in quarantine is used only when there is no

@@ -718,6 +718,40 @@ func TestStray(t *testing.T) {
 	}
 }
 
+// A process that takes the place of one that was killed releases its flows.
+func TestFormer(t *testing.T) {
+	c, s := member(clientMAC), member(serverMAC)
+	ce, se := establish(t, c, s, t0)
+	s = member(serverMAC)
+	s.Former(t0, []Former{
+		{Endpoint: se, Peer: clientMAC, Remote: ce},
+		{Endpoint: se, Peer: clientMAC, Remote: ce + 1}, // twice
+		{Endpoint: 1, Peer: clientMAC, Remote: ce},      // no endpoint of a flow
+		{Endpoint: 0xffff, Peer: clientMAC, Remote: ce}, //
+		{Endpoint: 100, Peer: clientMAC, Remote: 0},     //
+		{Endpoint: 101, Peer: MAC{1}, Remote: 64},       // a group
+		{Endpoint: 102, Peer: MAC{}, Remote: 64},        // nobody
+	})
+	bye := drain(s).frame(t)
+	give(t, c, t0, bye)
+	expect(t, drain(c), Dealloc)
+	s.Stray(t0.Add(partingEvery), clientMAC, se)
+	if d := cmp.Diff(bye, drain(s).frame(t)); d != "" {
+		t.Error(d)
+	}
+	seen := map[uint16]bool{}
+	for range len(s.eps.free) - 1 {
+		f := &flow{}
+		if !s.eps.take(t0, f) || f.ep == se || seen[f.ep] {
+			t.Fatalf("endpoint %d is taken", f.ep)
+		}
+		seen[f.ep] = true
+	}
+	if f := (&flow{}); !s.eps.take(t0, f) || f.ep != se || s.Counts().QuarantineBroken != 1 {
+		t.Errorf("the last endpoint is %d, %+v", f.ep, s.Counts())
+	}
+}
+
 func TestLimits(t *testing.T) {
 	c := member(clientMAC)
 	hash := unhex(t, nameHash)

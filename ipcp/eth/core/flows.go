@@ -277,6 +277,35 @@ func (c *Core) part(now time.Time, f *flow) {
 	c.partings[p.ep] = p
 }
 
+// Former is a flow of an earlier process with our address.
+type Former struct {
+	Endpoint uint16
+	Peer     MAC
+	Remote   uint16
+}
+
+// formerQuarantine keeps the endpoints of an earlier process free: it ended in
+// the midst of everything (spec 30 §9).
+const formerQuarantine = 146 * time.Second
+
+// Former releases the flows of an earlier process, which could not tell its
+// peers: as Close would have, with a quarantine. It must be the first call.
+// Nonsense is ignored.
+func (c *Core) Former(now time.Time, flows []Former) {
+	in := map[uint16]bool{}
+	for _, f := range flows {
+		switch {
+		case f.Endpoint < c.eps.first, int(f.Endpoint) >= len(c.eps.flows), in[f.Endpoint],
+			!usable(f.Remote), f.Peer[0]&1 != 0, f.Peer == MAC{}:
+			continue
+		}
+		in[f.Endpoint] = true
+		c.dealloc(f.Peer, f.Endpoint, f.Remote)
+		c.part(now, &flow{ep: f.Endpoint, mac: f.Peer, remote: f.Remote})
+	}
+	c.eps.reserve(now.Add(formerQuarantine), in)
+}
+
 // forgetParting forgets the oldest.
 func (c *Core) forgetParting() {
 	old := c.parted[0]
