@@ -147,9 +147,7 @@ type Conn struct {
 	rand         func() uint32
 	pre, suf     int // of the cipher
 	hdr, trailer int
-	maxPacket    int
 	maxPayload   int
-	size         pmtu
 	maxMessage   int
 	window       uint32 // most packets on the way
 	buffer       int
@@ -297,8 +295,6 @@ func New(cfg Config) (*Conn, error) {
 	if cfg.QoS.BER == 0 {
 		c.trailer = CRCLen
 	}
-	c.maxPacket = cfg.MaxPacket
-	c.size.at = Never
 	c.maxPayload = cfg.MaxPacket - c.pre - c.hdr - c.suf - c.trailer
 	if c.maxPayload < 1 {
 		return nil, fmt.Errorf("frcp: packets of %d bytes have no room for data", cfg.MaxPacket)
@@ -383,7 +379,6 @@ func (c *Conn) fail(err error) {
 	c.dropPart()
 	c.blocked, c.resend, c.ctlDue, c.rdvsDue, c.announceDue = false, false, false, false, false
 	c.ackAt, c.announceAt, c.eosLeft, c.finalAck = Never, Never, 0, false
-	c.size = pmtu{at: Never}
 	c.clearFlight()
 }
 
@@ -496,7 +491,7 @@ func (c *Conn) Deadline() int64 {
 	if c.sendNow() {
 		return 0
 	}
-	d := min(c.ackAt, c.announceAt, c.size.at)
+	d := min(c.ackAt, c.announceAt)
 	if c.paced() {
 		d = min(d, c.deadlineExt())
 	}
@@ -523,6 +518,5 @@ func (c *Conn) Deadline() int64 {
 
 func (c *Conn) sendNow() bool {
 	return c.nxt != c.seqno && !c.paced() || c.probeDue || c.resend || c.sweep != c.sweepEnd || c.ctlDue || c.rdvsDue ||
-		c.finalAck || c.announceDue || c.eosLeft > 0 || c.farewell() ||
-		c.size.due || c.size.answer != 0
+		c.finalAck || c.announceDue || c.eosLeft > 0 || c.farewell()
 }

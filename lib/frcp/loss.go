@@ -81,9 +81,6 @@ func (c *Conn) ackExt(now int64, a uint32, more []byte) {
 	for n := c.lwe; n != a; n++ {
 		s := c.out.at(n)
 		c.gotSlot(now, n, s, &x)
-		if c.size.carries != 0 {
-			c.carried(now, int(s.size))
-		}
 		c.move(n, s, unknown)
 		c.free(n)
 	}
@@ -317,9 +314,6 @@ func (c *Conn) timersExt(now int64) {
 		c.stats.RTOs++
 		c.loseAll()
 		c.backoff = min(c.backoff+1, 16)
-		if c.backoff == sizeTries {
-			c.sizeSuspect()
-		}
 		c.probing = false
 		c.recovering, c.recover = true, c.nxt
 	case now >= c.probeAt():

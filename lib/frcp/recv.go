@@ -12,7 +12,6 @@ func (c *Conn) Input(now int64, p []byte) {
 	if len(p) == 0 || c.err != nil {
 		return // keep-alives are not ours
 	}
-	length := len(p)
 	sure := true // of the integrity, as far as the flow provides it
 	if c.trailer > 0 {
 		if q, ok := CheckCRC(p); ok {
@@ -65,9 +64,6 @@ func (c *Conn) Input(now int64, p []byte) {
 		more = p
 	}
 	c.onControl(now, h, more)
-	if len(more) > 0 {
-		c.onSize(now, more, length)
-	}
 	if c.ext && c.eos && h.Flags&(Ext|Data|First) == Ext|First {
 		c.gone = true
 	}
@@ -94,7 +90,6 @@ func (c *Conn) Input(now int64, p []byte) {
 // meet notes that the peer is one of ours.
 func (c *Conn) meet() {
 	c.ext = true
-	c.meetSize()
 	if c.reliable {
 		c.model = new(model)
 		c.rackAt, c.high, c.rackSent = Never, c.lwe, 0

@@ -24,8 +24,7 @@ func (c *Conn) Write(now int64, p []byte) error {
 		c.block(now)
 		return ErrWouldBlock
 	}
-	if len(p) > c.fit() {
-		c.wantSize(now)
+	if len(p) > c.maxPayload {
 		c.pend, c.pendOff = packet.From(p), 0
 		c.pump(now)
 		return nil
@@ -140,14 +139,10 @@ func (c *Conn) pump(now int64) {
 		if c.pendOff == 0 {
 			frag = First | More
 		}
-		fit := c.fit()
-		if len(rest) <= fit {
+		if len(rest) <= c.maxPayload {
 			frag = First
-			if c.pendOff == 0 {
-				frag = 0 // more fits than when it was written
-			}
 		}
-		n := min(len(rest), fit)
+		n := min(len(rest), c.maxPayload)
 		c.queue(packet.From(rest[:n]), frag)
 		if c.pendOff += n; n == len(rest) {
 			c.pend.Release()
@@ -203,11 +198,6 @@ func (c *Conn) Poll(now int64, dst []byte) int {
 		}
 	} else if n := c.pollPlain(now, dst); n > 0 {
 		return n
-	}
-	if c.size.due || c.size.answer != 0 {
-		if n := c.pollSize(now, dst); n > 0 {
-			return n
-		}
 	}
 	if c.eosLeft > 0 {
 		c.eosLeft--
@@ -273,7 +263,6 @@ func (c *Conn) timers(now int64) {
 			c.ctlDue = true
 		}
 	}
-	c.sizeTimer(now)
 	if now >= c.announceAt {
 		c.announceAt, c.announceDue = Never, c.announced < announces
 	}
@@ -443,26 +432,6 @@ func (c *Conn) control(now int64, dst []byte, f Flags) int {
 		}
 		return c.repeat(now, dst, c.lwe, true)
 	}
-	h := c.controlHeader(now, f)
-	if h.Flags == 0 {
-		return 0 // nothing to say
-	}
-	if !c.ext || !c.reliable || h.Flags&Ack == 0 {
-		return c.seal(dst, h, nil)
-	}
-	c.tlv = c.tlv[:0]
-	if c.twiceDue && c.maxPayload >= tlvHeader+4 {
-		c.tlv = appendSize(c.tlv, tlvTwice, c.twice, 4)
-	}
-	if c.earlyN > 0 {
-		c.tlv = appendSack(c.tlv, c.ooo, c.recent[:c.recentN], c.fit())
-	}
-	c.recentN, c.twiceDue = 0, false
-	return c.seal(dst, h, c.tlv)
-}
-
-// controlHeader is the header of a packet without data that is sent now.
-func (c *Conn) controlHeader(now int64, f Flags) Header {
 	h := Header{Flags: f}
 	if c.lwe == c.nxt {
 		h.Flags |= DRF
@@ -479,14 +448,25 @@ func (c *Conn) controlHeader(now int64, f Flags) Header {
 		}
 	}
 	if h.Flags == 0 {
-		return h
+		return 0 // nothing to say
 	}
 	c.sAct = now
 	c.stats.Control++
 	if c.ext && c.rclosed {
 		h.Flags |= First // as in an end of stream
 	}
-	return h
+	if !c.ext || !c.reliable || h.Flags&Ack == 0 {
+		return c.seal(dst, h, nil)
+	}
+	c.tlv = c.tlv[:0]
+	if c.twiceDue && c.maxPayload >= tlvHeader+4 {
+		c.tlv = appendSize(c.tlv, tlvTwice, c.twice, 4)
+	}
+	if c.earlyN > 0 {
+		c.tlv = appendSack(c.tlv, c.ooo, c.recent[:c.recentN], c.maxPayload)
+	}
+	c.recentN, c.twiceDue = 0, false
+	return c.seal(dst, h, c.tlv)
 }
 
 // seal builds the packet: header and data, encryption, CRC (spec 30 §2).

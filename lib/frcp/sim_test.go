@@ -31,7 +31,6 @@ type link struct {
 	loss, dup, flip float64
 	delay, jitter   int64
 	cut             func(now int64) bool // true: nothing passes
-	mtu             int                  // longest packet that passes; 0: any
 	rate            int64                // bytes/s that pass; 0: any
 	queue           int64                // bytes that wait for that, what is more is lost
 	free            int64                // when what waits has passed
@@ -83,9 +82,6 @@ func (w *network) send(from int, p []byte) {
 		w.tap(from, p)
 	}
 	l := &w.links[from]
-	if l.mtu > 0 && len(p) > l.mtu {
-		return
-	}
 	if l.cut != nil && l.cut(w.now) {
 		return
 	}
