@@ -3,6 +3,7 @@ package o7s
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"runtime"
@@ -10,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/o7s/o7s-router/lib/frcp"
 	"github.com/o7s/o7s-router/lib/ipc"
 	"github.com/o7s/o7s-router/lib/o7serr"
 	"github.com/o7s/o7s-router/lib/qos"
@@ -94,6 +96,9 @@ var (
 	errDealloc  = fmt.Errorf("flow was released by the other end: %w", o7serr.EFLOWDOWN)
 	errAccess   = fmt.Errorf("flow is not open for this: %w", o7serr.EPERM)
 	errTooLong  = fmt.Errorf("message does not fit the buffer: %w", o7serr.EMSGSIZE)
+	errEnded    = fmt.Errorf("flow was ended for writing: %w", o7serr.EPIPE)
+	errNoFRCT   = fmt.Errorf("flow has no in_order: %w", o7serr.EPERM)
+	errNoEnd    = fmt.Errorf("flow has no end of stream, use a qos with in_order: %w", o7serr.ENOTSUP)
 	errTimedOut = error(timeoutError{})
 )
 
@@ -113,6 +118,7 @@ const (
 	statePeer
 	stateOrphan // the daemon is gone, and with it what carried the packets
 	stateClosed
+	stateEnded // by CloseWrite
 )
 
 // Flow is one end of a flow. It is a net.Conn that preserves messages. All
@@ -124,11 +130,13 @@ type Flow struct {
 	fd      int
 	info    ipc.FlowResult
 	path    path
+	e2e     *e2ePath // path, if that runs the end-to-end protocol
 
 	flags   atomic.Uint32 // Flags but DOWN
 	state   atomic.Uint32 // state bits
 	daemon  atomic.Pointer[error]
 	closing sync.Once
+	linger  atomic.Int64 // ns plus 1; 0: as long as the protocol tries
 
 	rmu  sync.Mutex // held by the reader; guards what follows and the receiving half of path
 	rest int        // bytes of the next message that were read already
@@ -157,9 +165,14 @@ const eventQueue = 16
 func newFlow(s *session, info ipc.FlowResult, p path) *Flow {
 	f := &Flow{session: s, id: info.Flow, info: info, path: p, events: make(chan Event, eventQueue)}
 	f.evs = f.events
+	f.e2e, _ = p.(*e2ePath)
 	f.flags.Store(uint32(Default))
 	return f
 }
+
+// ordered reports whether the flow is a stream with an end: the peer's closing
+// it is then no error.
+func (f *Flow) ordered() bool { return f.info.QoS.InOrder != 0 }
 
 // trouble is the error of a read from an empty queue, or of a write; nil when
 // all is well.
@@ -170,12 +183,18 @@ func (f *Flow) trouble(write bool) error {
 	}
 	peer := f.path.Peer()
 	switch {
-	case st == 0 && peer == 0:
+	case st&^stateEnded == 0 && peer == 0:
 		return nil
 	case st&stateOrphan != 0:
 		return *f.daemon.Load()
+	case f.info.Direct && !write && (peer&ring.Ended != 0 || peer&ring.Closed != 0 && f.ordered()):
+		return io.EOF
 	case st&stateDealloc != 0 || peer&ring.Closed != 0:
 		return errDealloc
+	case f.e2e != nil && st&statePeer == 0:
+		// Down is a link's affair: the protocol goes on trying as long as the
+		// time-outs allow.
+		return nil
 	case st&stateDown != 0 || peer&ring.Down != 0:
 		return o7serr.EFLOWDOWN
 	case st&statePeer != 0 && !write:
@@ -190,7 +209,9 @@ func (f *Flow) trouble(write bool) error {
 // a message longer than p is lost and o7serr.EMSGSIZE returned, and there are
 // no such marks. Errors of an empty queue: os.ErrDeadlineExceeded (also
 // o7serr.ETIMEDOUT), o7serr.EAGAIN with RNOBLOCK, o7serr.EFLOWDOWN,
-// o7serr.EFLOWPEER, net.ErrClosed, o7serr.EIRMD when the daemon died.
+// o7serr.EFLOWPEER, net.ErrClosed, o7serr.EIRMD when the daemon died. When the
+// peer has ended its direction (CloseWrite, or Close of a flow with in_order)
+// it is io.EOF.
 func (f *Flow) Read(p []byte) (int, error) {
 	f.rmu.Lock()
 	defer f.rmu.Unlock()
@@ -338,8 +359,9 @@ func waitError(err error) error {
 // Write sends p as one message. It blocks while the queue is full. A message
 // of length 0 is a keep-alive, which the peer's program does not see. Errors:
 // os.ErrDeadlineExceeded (also o7serr.ETIMEDOUT), o7serr.EAGAIN with WNOBLOCK,
-// o7serr.EMSGSIZE for more than MTU bytes, o7serr.EFLOWDOWN, net.ErrClosed,
-// o7serr.EIRMD when the daemon died.
+// o7serr.EMSGSIZE for more than MaxMessage bytes, o7serr.EFLOWDOWN,
+// o7serr.EPIPE after CloseWrite, net.ErrClosed, o7serr.EIRMD when the daemon
+// died.
 func (f *Flow) Write(p []byte) (int, error) {
 	f.wmu.Lock()
 	defer f.wmu.Unlock()
@@ -373,6 +395,9 @@ func (f *Flow) put(p []byte) error {
 	if flags&ACCMODE == RDONLY {
 		return errAccess
 	}
+	if f.state.Load()&(stateEnded|stateClosed) == stateEnded && len(p) > 0 {
+		return errEnded
+	}
 	armed := false
 	for {
 		err := f.trouble(true)
@@ -380,9 +405,10 @@ func (f *Flow) put(p []byte) error {
 			err = f.path.Put(p)
 		}
 		switch {
+		case err == nil:
 		case errors.Is(err, ring.ErrTooLong):
-			err = fmt.Errorf("message of %d bytes on a flow that carries %d: %w", len(p), f.MTU(), o7serr.EMSGSIZE)
-		case !errors.Is(err, ring.ErrFull): // nil, too
+			err = fmt.Errorf("message of %d bytes on a flow that carries %d: %w", len(p), f.MaxMessage(), o7serr.EMSGSIZE)
+		case !errors.Is(err, ring.ErrFull):
 		case flags&WNOBLOCK != 0:
 			err = o7serr.EAGAIN
 		default:
@@ -391,6 +417,9 @@ func (f *Flow) put(p []byte) error {
 				continue
 			}
 			err = waitError(err)
+			if f.e2e != nil {
+				f.e2e.cancelWrite()
+			}
 		}
 		if armed {
 			f.disarm(ring.DirWrite, &f.wto)
@@ -424,6 +453,9 @@ func (f *Flow) event(e Event) {
 		f.state.And(^stateDown)
 	case EventDealloc:
 		f.state.Or(stateDealloc)
+		if f.e2e != nil {
+			f.e2e.fail(errDealloc)
+		}
 	case EventPeer:
 		f.state.Or(statePeer)
 	}
@@ -459,16 +491,57 @@ func (f *Flow) orphan(err error) {
 	f.event(EventDown)
 }
 
-// Close releases the flow (flow_dealloc). What was written is still delivered.
-// Reads and writes under way return net.ErrClosed.
+// CloseWrite ends this end's direction: the peer reads io.EOF after everything
+// that was written, and may go on sending. It works within the machine and on
+// flows with in_order between ends of this implementation (spec 50 §3); towards
+// another peer it has no effect that the peer sees. Errors: o7serr.ENOTSUP on
+// flows without order over a layer, net.ErrClosed.
+func (f *Flow) CloseWrite() error {
+	if f.e2e == nil && !f.info.Direct {
+		return errNoEnd
+	}
+	f.wmu.Lock()
+	defer f.wmu.Unlock()
+	if f.state.Load()&stateClosed != 0 {
+		return errClosed
+	}
+	if f.state.Or(stateEnded)&stateEnded != 0 {
+		return nil
+	}
+	if f.e2e != nil {
+		return f.e2e.closeWrite()
+	}
+	f.path.Flush()
+	f.emu.Lock()
+	defer f.emu.Unlock()
+	f.path.SetState(f.path.Own() | ring.Ended)
+	return nil
+}
+
+// SetLinger bounds how long Close waits until what was written is acknowledged,
+// on reliable flows over a layer; 0: not at all. Without it that is until the
+// flow is given up, 120 s after the peer was last heard of (spec 30 §9).
+func (f *Flow) SetLinger(d time.Duration) { f.linger.Store(int64(max(d, 0)) + 1) }
+
+// Close releases the flow (flow_dealloc). What was written is still delivered:
+// on a reliable flow over a layer Close waits for that, see SetLinger. Reads
+// and writes under way return net.ErrClosed.
 func (f *Flow) Close() error {
 	err := errClosed
 	f.closing.Do(func() {
-		f.session.forget(f) // no keep-alive any more
 		f.state.Or(stateClosed)
 		f.path.Shut()
 		f.rmu.Lock()
 		f.wmu.Lock()
+		var quarantine time.Duration
+		if f.e2e != nil {
+			deadline := frcp.Never
+			if l := f.linger.Load(); l > 0 {
+				deadline = nanotime() + l - 1
+			}
+			quarantine = f.e2e.finish(deadline)
+		}
+		f.session.forget(f) // no keep-alive any more
 		f.emu.Lock()
 		close(f.events)
 		f.events = nil
@@ -477,7 +550,7 @@ func (f *Flow) Close() error {
 		f.wmu.Unlock()
 		f.rmu.Unlock()
 		f.session.reap()
-		err = errors.Join(err, f.session.release(f.id))
+		err = errors.Join(err, f.session.release(f.id, quarantine))
 	})
 	return err
 }
@@ -540,7 +613,7 @@ func (f *Flow) Flags() Flags {
 	if f.events == nil {
 		return fl | DOWN
 	}
-	if f.state.Load()&^statePeer != 0 || (f.path.Peer()|f.path.Own())&(ring.Down|ring.Closed) != 0 {
+	if f.state.Load()&^(statePeer|stateEnded) != 0 || (f.path.Peer()|f.path.Own())&(ring.Down|ring.Closed) != 0 {
 		fl |= DOWN
 	}
 	return fl
@@ -627,11 +700,70 @@ func (f *Flow) Layer() string { return f.info.Layer }
 // Direct reports whether the other end is a program on this machine.
 func (f *Flow) Direct() bool { return f.info.Direct }
 
-// MTU is the longest message in bytes.
-func (f *Flow) MTU() int { return f.info.MTU }
+// MTU is the longest message that travels in one packet, in bytes.
+func (f *Flow) MTU() int {
+	if f.e2e != nil {
+		return f.e2e.mtu
+	}
+	return f.info.MTU
+}
+
+// MaxMessage is the longest message in bytes: more than the MTU where messages
+// are cut into fragments, which takes in_order and a peer of this
+// implementation that was heard of.
+func (f *Flow) MaxMessage() int {
+	if f.e2e != nil {
+		return f.e2e.maxMessage()
+	}
+	return f.info.MTU
+}
 
 // MPL is the longest time a packet of the flow may live in the network.
 func (f *Flow) MPL() time.Duration { return time.Duration(f.info.MPL) * time.Millisecond }
+
+// FRCT flags: the machinery of the end-to-end protocol (spec 30 §12).
+const (
+	FRCTRtx     = frcp.FlagRTX     // lost packets are sent again
+	FRCTRescntl = frcp.FlagRescntl // flow control
+	FRCTLinger  = frcp.FlagLinger  // Close waits for acknowledgements
+)
+
+// FRCTFlags are the FRCT flags of a flow with in_order. Errors: o7serr.EPERM on
+// other flows.
+func (f *Flow) FRCTFlags() (int, error) {
+	switch {
+	case f.info.QoS.InOrder == 0:
+		return 0, errNoFRCT
+	case f.info.QoS.Loss != 0:
+		return FRCTRescntl, nil
+	case f.linger.Load() == 1:
+		return FRCTRtx | FRCTRescntl, nil
+	}
+	return FRCTRtx | FRCTRescntl | FRCTLinger, nil
+}
+
+// SetFRCTFlags sets FRCTLinger as flags have it. The others follow from the
+// quality of service and stay as they are, as in the reference. Errors:
+// o7serr.EPERM on flows without in_order.
+func (f *Flow) SetFRCTFlags(flags int) error {
+	switch {
+	case f.info.QoS.InOrder == 0:
+		return errNoFRCT
+	case flags&FRCTLinger == 0:
+		f.SetLinger(0)
+	default:
+		f.linger.CompareAndSwap(1, 0)
+	}
+	return nil
+}
+
+// Stats are the counters of the end-to-end protocol; zero on flows without.
+func (f *Flow) Stats() frcp.Stats {
+	if f.e2e == nil {
+		return frcp.Stats{}
+	}
+	return f.e2e.stats()
+}
 
 // Addr is the address of an end of a flow: the name it was allocated to.
 type Addr string

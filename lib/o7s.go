@@ -36,7 +36,8 @@ import (
 	"github.com/o7s/o7s-router/lib/qos"
 )
 
-// Alloc asks for a flow to name. q nil means qos.Raw. Without a deadline in
+// Alloc asks for a flow to name. q nil means qos.Raw; with BER 0 packets carry a
+// checksum, which the reference's default builds do not ask for. Without a deadline in
 // ctx it gives up after 20 s with o7serr.EPERM, as the reference does; an
 // expired deadline is o7serr.ETIMEDOUT.
 func Alloc(ctx context.Context, name string, q *qos.Spec) (*Flow, error) {
@@ -60,6 +61,10 @@ type Options struct {
 	// the base name it was started with, or its script's.
 	Prog string
 	Args []string // announced with it; by default the program's
+	// FRCPSpec makes flows with in_order use the end-to-end protocol as the
+	// reference has it, without what our own ends do better between them. For
+	// comparisons.
+	FRCPSpec bool
 }
 
 // Client is a program's access to one daemon. It is safe for concurrent use.
@@ -139,7 +144,8 @@ func (c *Client) connect(ctx context.Context) (*session, error) {
 	return s, nil
 }
 
-// Close releases every flow and the connection. Calls under way fail.
+// Close releases every flow, as Flow.Close does, and the connection. Calls under
+// way fail.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	s := c.session
@@ -156,9 +162,7 @@ func (c *Client) Alloc(ctx context.Context, name string, q *qos.Spec) (*Flow, er
 	if q == nil {
 		q = &qos.Raw
 	}
-	spec := *q
-	spec.BER = 1 // as the reference's default builds, which have no CRC (spec 33 §3)
-	f, err := c.get(ctx, ipc.OpAlloc, ipc.AllocArgs{Name: name, QoS: spec, TimeoutMS: timeout(ctx)})
+	f, err := c.get(ctx, ipc.OpAlloc, ipc.AllocArgs{Name: name, QoS: *q, TimeoutMS: timeout(ctx)})
 	if err != nil {
 		return nil, fmt.Errorf("allocate flow to %s: %w", name, err)
 	}

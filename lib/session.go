@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/o7s/o7s-router/lib/frcp"
 	"github.com/o7s/o7s-router/lib/ipc"
 	"github.com/o7s/o7s-router/lib/keepalive"
 	"github.com/o7s/o7s-router/lib/ring"
@@ -24,13 +25,16 @@ type session struct {
 	tap   *tap    // this process's device on the fast path; nil: none yet
 	left  bool    // no flow is added any more, the last one closes the tap
 	alive alive
+
+	spec   bool // Options.FRCPSpec
+	tender tender
 }
 
 // firstFD is the lowest descriptor of a flow (spec 33 §1).
 const firstFD = 64
 
 func newSession(ctx context.Context, o Options) (*session, error) {
-	s := &session{flows: map[uint32]*Flow{}}
+	s := &session{flows: map[uint32]*Flow{}, spec: o.FRCPSpec}
 	s.alive.session = s
 	c, err := ipc.Dialer{RunDir: o.RunDir, OnEvent: s.event, OnDown: s.down}.Dial(ctx)
 	if err != nil {
@@ -75,8 +79,27 @@ func (s *session) open(r ipc.Reply, fds []int) (*Flow, error) {
 	return f, nil
 }
 
-// path opens the way of the packets. On an error the descriptors are still open.
+// path opens the way of the packets, up to what the program sees of it. On an
+// error the descriptors are still open.
 func (s *session) path(info *ipc.FlowResult, fds []int) (path, error) {
+	p, err := s.carrier(info, fds)
+	if err != nil || info.Direct || frcp.ModeOf(info.QoS) == frcp.Bare && info.QoS.BER != 0 {
+		return p, err // within the machine nothing is lost or overtaken
+	}
+	if frcp.ModeOf(info.QoS) == frcp.Bare {
+		info.MTU -= frcp.CRCLen
+		return newCRCPath(p, info.MTU+frcp.CRCLen), nil
+	}
+	e, err := newE2EPath(p, info, s.spec, &s.tender)
+	if err != nil {
+		p.Close()
+		return nil, err
+	}
+	return e, nil
+}
+
+// carrier opens what carries the flow's packets.
+func (s *session) carrier(info *ipc.FlowResult, fds []int) (path, error) {
 	app := info.App
 	if app != nil {
 		if s.tap == nil && !app.NewFD {
@@ -182,13 +205,13 @@ func (s *session) all() []*Flow {
 const closeWait = 5 * time.Second
 
 // release tells the daemon that a flow is no longer used.
-func (s *session) release(id uint32) error {
+func (s *session) release(id uint32, quarantine time.Duration) error {
 	if s.ipc.Err() != nil {
 		return nil // it knows
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), closeWait)
 	defer cancel()
-	_, err := s.ipc.Call(ctx, ipc.OpDealloc, ipc.DeallocArgs{Flow: id}, nil)
+	_, err := s.ipc.Call(ctx, ipc.OpDealloc, ipc.DeallocArgs{Flow: id, LingerMS: quarantine.Milliseconds()}, nil)
 	if s.ipc.Err() != nil {
 		return nil
 	}
@@ -208,10 +231,14 @@ func (s *session) close() {
 	s.mu.Lock()
 	s.left = true
 	s.mu.Unlock()
-	s.ipc.Close() // the daemon releases all flows of the connection
+	// Flows first: what was written to reliable ones still needs a carrier.
+	// They linger side by side.
+	var wg sync.WaitGroup
 	for _, f := range s.all() {
-		f.Close()
+		wg.Go(func() { f.Close() })
 	}
+	wg.Wait()
+	s.ipc.Close()
 	s.reap()
 }
 

@@ -512,12 +512,20 @@ func (p *tapPath) RxLen(limit int) int {
 	return min(int(p.n.Load()), limit)
 }
 
+// Frame is room for a packet behind what the device wants in front of it.
+func (p *tapPath) Frame() []byte { return p.out[p.headroom:cap(p.out)] }
+
 // Put sends the packet at once: the device has no queue on this side.
 func (p *tapPath) Put(b []byte) error {
 	if len(b) > p.end.MaxMessage() || len(b) > cap(p.out)-p.headroom {
 		return ring.ErrTooLong
 	}
-	frame := append(p.out[:p.headroom], b...)
+	return p.Send(copy(p.Frame(), b))
+}
+
+// Send sends the first n bytes of the frame.
+func (p *tapPath) Send(n int) error {
+	frame := p.out[:p.headroom+n]
 	for {
 		_, err := unix.Write(p.tap.fd, frame)
 		switch err {

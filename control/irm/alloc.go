@@ -79,14 +79,13 @@ func (e end) discard() {
 	}
 }
 
-// checkQoS refuses what is not built yet, clearly. It is asked at both ends: a
-// flow that one end takes for raw and the other for reliable carries nothing.
-func checkQoS(q qos.Spec) error {
+// checkMemberQoS refuses what the flows of IPC processes do not have.
+func checkMemberQoS(q qos.Spec) error {
 	switch {
 	case q.InOrder != 0:
-		return fail(o7serr.ENOTSUP, "the end-to-end protocol is not available yet: a flow with in_order set cannot be allocated, use qos raw")
+		return fail(o7serr.ENOTSUP, "flows between ipcps have no end-to-end protocol yet: in_order cannot be set, use qos raw")
 	case !q.IsRaw():
-		return fail(o7serr.ENOTSUP, "checksums are not available yet: a flow with ber 0 cannot be allocated, use qos raw")
+		return fail(o7serr.ENOTSUP, "flows between ipcps have no checksums yet: ber 0 cannot be set, use qos raw")
 	}
 	return nil
 }
@@ -105,9 +104,6 @@ func (m *IRM) alloc(ctx context.Context, s *session, a ipc.AllocArgs) (g *grant,
 		n.(*counter).Add(1)
 	}()
 	if err := registry.CheckName("name", a.Name); err != nil {
-		return nil, err
-	}
-	if err := checkQoS(a.QoS); err != nil {
 		return nil, err
 	}
 	if a.Encrypt {
@@ -150,7 +146,7 @@ const maxTimeoutMS = 31 * 24 * 3600 * 1000
 
 // AllocFlow allocates an N-1 flow for an IPC process.
 func (m *IRM) AllocFlow(ctx context.Context, l ipcp.Layer, name string, q qos.Spec) (ipcp.Flow, error) {
-	if err := checkQoS(q); err != nil {
+	if err := checkMemberQoS(q); err != nil {
 		return nil, err
 	}
 	p, err := m.find(l.Name())
@@ -453,15 +449,6 @@ func (m *IRM) arrived(l ipcp.Layer, in ipcp.Incoming) {
 		refuse("", fail(o7serr.ENAME, "no name here has the hash %x", in.Hash()))
 		return
 	}
-	if err := checkQoS(in.QoS()); err != nil {
-		// Somebody has to change a command, here or there, so it is worth a
-		// line; peers that try again are not worth another.
-		if _, said := m.unsupported.LoadOrStore([2]string{l.Name(), name}, true); !said {
-			m.log.Warn("flow request refused", "ipcp", l.Name(), "layer", l.LayerName(), "name", name, "err", err)
-		}
-		refuse(name, err)
-		return
-	}
 	// The exchange comes first: a request that is stale or repeated must not
 	// disturb a process that accepts.
 	request := in.Data()
@@ -479,6 +466,12 @@ func (m *IRM) arrived(l ipcp.Layer, in ipcp.Incoming) {
 	if err != nil {
 		refuse(name, err)
 		return
+	}
+	if to.Member != 0 {
+		if err := checkMemberQoS(in.QoS()); err != nil {
+			refuse(name, err)
+			return
+		}
 	}
 	e := end{side: 1}
 	var o *origin

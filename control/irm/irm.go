@@ -67,10 +67,6 @@ type IRM struct {
 	// complained is when a program's misbehaviour was logged last, ns.
 	complained atomic.Int64
 
-	// unsupported has the pairs of IPC process and name for which a request
-	// with a QoS that is not built yet was logged.
-	unsupported sync.Map
-
 	oapMu  sync.Mutex // guards server
 	server *oap.Server
 

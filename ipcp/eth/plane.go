@@ -43,6 +43,17 @@ func (p planePort) Claim(etherType uint16, rx func([]*packet.Buf)) (Block, error
 // and the endpoint on which packets come in. What there is of it is returned
 // also when ok is false and packets must pass through Send; reason says why.
 func (f *Flow) Wire() (port *fastpath.Port, header [16]byte, mtu int, block *fastpath.EthBlock, localEID uint16, ok bool, reason string) {
+	port, header, mtu, block, localEID, ok, reason = f.wire()
+	if ok && !f.info.QoS.IsRaw() {
+		// What such a flow carries are the packets of its end-to-end protocol,
+		// not those of the layer above.
+		ok, reason = false, "the flow has end-to-end functions (FRCP or CRC)"
+	}
+	return port, header, mtu, block, localEID, ok, reason
+}
+
+// wire is Wire for one who treats the flow's packets as opaque.
+func (f *Flow) wire() (port *fastpath.Port, header [16]byte, mtu int, block *fastpath.EthBlock, localEID uint16, ok bool, reason string) {
 	l := f.l
 	p, isPlane := l.dev.(planePort)
 	if isPlane {
@@ -60,8 +71,6 @@ func (f *Flow) Wire() (port *fastpath.Port, header [16]byte, mtu int, block *fas
 		reason = "the flow is not allocated"
 	case l.own(f.peer):
 		reason = "both ends of the flow are on this machine"
-	case !f.info.QoS.IsRaw():
-		reason = "the flow has end-to-end functions (FRCP or CRC)"
 	case p.Mode() == fastpath.ModePacket:
 		reason = "no XDP on " + p.Name()
 	default:
@@ -85,7 +94,8 @@ type offload struct {
 func (f *Flow) OffloadApp(app *fastpath.App) (handle uint32, headroom int, err error) {
 	f.offMu.Lock()
 	defer f.offMu.Unlock()
-	port, header, mtu, block, local, ok, reason := f.Wire()
+	// The program's library has the end-to-end functions, if there are any.
+	port, header, mtu, block, local, ok, reason := f.wire()
 	if ok && f.off != nil {
 		ok, reason = false, "a program has the flow already"
 	}

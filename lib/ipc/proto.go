@@ -123,9 +123,12 @@ type CancelArgs struct {
 	ID uint64 `json:"id"`
 }
 
-// DeallocArgs release a flow.
+// DeallocArgs release a flow. LingerMS is how much longer the layer must not use
+// the flow's endpoint again: packets that belong to it may still arrive (spec 30
+// §9).
 type DeallocArgs struct {
-	Flow uint32 `json:"flow"`
+	Flow     uint32 `json:"flow"`
+	LingerMS int64  `json:"linger_ms,omitempty"`
 }
 
 // FlowResult describes a flow and the descriptors sent with it.

@@ -25,13 +25,17 @@ type Spec struct {
 const DefaultTimeout = 120000 // ms
 
 // Predefined specifications, as requests carry them: default builds of the
-// reference force BER to 1 (no CRC), and so do we (spec 33 §5).
+// reference force BER to 1 (no CRC), and all but RawNoErrors have it (spec 33
+// §5).
 var (
-	Raw        = Spec{Delay: math.MaxUint32, Loss: 1, BER: 1, MaxGap: math.MaxUint32, Timeout: DefaultTimeout}
-	BestEffort = Spec{Delay: math.MaxUint32, Loss: 1, BER: 1, InOrder: 1, MaxGap: math.MaxUint32, Timeout: DefaultTimeout}
-	Video      = Spec{Delay: 100, Bandwidth: math.MaxUint64, Availability: 3, Loss: 1, BER: 1, InOrder: 1, MaxGap: 100, Timeout: DefaultTimeout}
-	Voice      = Spec{Delay: 50, Bandwidth: 100000, Availability: 5, Loss: 1, BER: 1, InOrder: 1, MaxGap: 50, Timeout: DefaultTimeout}
-	Data       = Spec{Delay: 1000, Loss: 0, BER: 1, InOrder: 1, MaxGap: 2000, Timeout: DefaultTimeout}
+	Raw = Spec{Delay: math.MaxUint32, Loss: 1, BER: 1, MaxGap: math.MaxUint32, Timeout: DefaultTimeout}
+	// RawNoErrors asks for a checksum, which default builds of the reference
+	// cannot: towards those use it only if they were built to have it.
+	RawNoErrors = Spec{Delay: math.MaxUint32, Loss: 1, BER: 0, MaxGap: math.MaxUint32, Timeout: DefaultTimeout}
+	BestEffort  = Spec{Delay: math.MaxUint32, Loss: 1, BER: 1, InOrder: 1, MaxGap: math.MaxUint32, Timeout: DefaultTimeout}
+	Video       = Spec{Delay: 100, Bandwidth: math.MaxUint64, Availability: 3, Loss: 1, BER: 1, InOrder: 1, MaxGap: 100, Timeout: DefaultTimeout}
+	Voice       = Spec{Delay: 50, Bandwidth: 100000, Availability: 5, Loss: 1, BER: 1, InOrder: 1, MaxGap: 50, Timeout: DefaultTimeout}
+	Data        = Spec{Delay: 1000, Loss: 0, BER: 1, InOrder: 1, MaxGap: 2000, Timeout: DefaultTimeout}
 )
 
 // ByName returns the specification the tools call raw, best, voice, video or data.

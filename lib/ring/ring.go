@@ -76,6 +76,7 @@ type State uint32
 const (
 	Closed State = 1 << iota // the end is gone for good
 	Down                     // the flow is down for now
+	Ended                    // this end writes no more; what it wrote before is still in the ring
 )
 
 // RegionSize is the number of bytes of a pair of rings with the given capacity.

@@ -2,9 +2,11 @@ package daemon
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -21,6 +23,7 @@ import (
 	"github.com/o7s/o7s-router/ipcp"
 	o7s "github.com/o7s/o7s-router/lib"
 	"github.com/o7s/o7s-router/lib/ipc"
+	"github.com/o7s/o7s-router/lib/qos"
 )
 
 // childArg makes the test binary a daemon, in a network namespace of its own.
@@ -251,4 +254,88 @@ func TestTwoNodes(t *testing.T) {
 	}
 	ping(t, a, b, "srv.net", 200)
 	ping(t, a, b, "srv.net", 200)
+
+	// The same with the end-to-end protocol; within the machine it needs none.
+	checked := qos.Data
+	checked.BER = 0
+	for _, q := range []qos.Spec{qos.Data, checked} {
+		echoAll(t, a, b, "srv", q)
+		echoAll(t, a, b, "srv.net", q)
+		echoAll(t, b, b, "srv.net", q)
+	}
+}
+
+// echoAll sends messages of all sizes over a flow to name with q, ends its
+// direction, and has them back from a server that ends its own when it reads the
+// end of the stream.
+func echoAll(t *testing.T, a, b *host, name string, q qos.Spec) {
+	t.Helper()
+	server, client := o7s.New(o7s.Options{RunDir: b.dir, Prog: "server"}), o7s.New(o7s.Options{RunDir: a.dir, Prog: "client"})
+	defer client.Close()
+	defer server.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	served := make(chan error, 1)
+	go func() {
+		f, err := server.Accept(ctx)
+		if err != nil {
+			served <- err
+			return
+		}
+		buf := make([]byte, 100000)
+		for {
+			n, err := f.Read(buf)
+			if err == nil {
+				_, err = f.Write(buf[:n])
+			}
+			if err != nil {
+				served <- errors.Join(ended(err), f.CloseWrite(), f.Close())
+				return
+			}
+		}
+	}()
+	f, err := client.Alloc(ctx, name, &q)
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	message := func(i int) []byte {
+		m := make([]byte, 1+i*37%1400)
+		for k := range m {
+			m[k] = byte(i + k)
+		}
+		return m
+	}
+	const n = 3000
+	sent := make(chan error, 1)
+	go func() {
+		for i := range n {
+			if _, err := f.Write(message(i)); err != nil {
+				sent <- fmt.Errorf("message %d: %w", i, err)
+				return
+			}
+		}
+		sent <- f.CloseWrite()
+	}()
+	_ = f.SetReadDeadline(time.Now().Add(15 * time.Second))
+	buf := make([]byte, 100000)
+	for i := range n {
+		k, err := f.Read(buf)
+		if err != nil || !bytes.Equal(buf[:k], message(i)) {
+			t.Fatalf("%s: message %d of %d bytes: %d bytes, %v; %+v", name, i, len(message(i)), k, err, f.Stats())
+		}
+	}
+	if k, err := f.Read(buf); err != io.EOF {
+		t.Errorf("%s: %d bytes and %v after the end of the stream", name, k, err)
+	}
+	if err := errors.Join(<-sent, <-served, f.Close()); err != nil {
+		t.Errorf("%s: %v", name, err)
+	}
+}
+
+// ended is nil for the end of a stream.
+func ended(err error) error {
+	if err == io.EOF {
+		return nil
+	}
+	return err
 }

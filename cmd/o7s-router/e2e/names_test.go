@@ -197,9 +197,18 @@ func TestRefusals(t *testing.T) {
 	n.refused(c, "idle", 3*time.Second, o7serr.ENAME)
 
 	for _, q := range []qos.Spec{qos.BestEffort, qos.Data, qos.Voice, qos.Video} {
-		if f, err := c.Alloc(t.Context(), "echo", &q); o7serr.Code(err) != -95 {
-			t.Errorf("qos %+v: flow %v: %v, want -95", q, f, err)
+		f, err := c.Alloc(t.Context(), "echo", &q)
+		if err != nil {
+			t.Errorf("qos %+v: %v", q, err)
+			continue
 		}
+		_ = f.SetReadDeadline(time.Now().Add(5 * time.Second))
+		buf := make([]byte, 64)
+		_, werr := f.Write([]byte("ordered"))
+		if k, err := f.Read(buf); err != nil || werr != nil || string(buf[:k]) != "ordered" {
+			t.Errorf("qos %+v: echo of %q: %v, %v", q, buf[:k], werr, err)
+		}
+		_ = f.Close()
 	}
 	if f, err := c.Join(t.Context(), "uni"); err == nil || !strings.Contains(err.Error(), "broadcast") {
 		t.Errorf("join: flow %v: %v", f, err)

@@ -1,0 +1,464 @@
+package o7s
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/o7s/o7s-router/lib/frcp"
+	"github.com/o7s/o7s-router/lib/o7serr"
+	"github.com/o7s/o7s-router/lib/qos"
+	"github.com/o7s/o7s-router/lib/ring"
+)
+
+// A wire joins the far ends of two flows, as the daemon and a layer would, and
+// impairs what it carries.
+type wire struct {
+	loss  float64 // fraction of packets
+	swap  float64 // fraction that the next packet overtakes
+	stop  chan struct{}
+	wg    sync.WaitGroup
+	quiet chan struct{} // closed: nothing passes
+}
+
+// between starts a wire from a to b.
+func (w *wire) between(t *testing.T, a, b *held) {
+	w.stop, w.quiet = make(chan struct{}), make(chan struct{})
+	for i, d := range [][2]*held{{a, b}, {b, a}} {
+		w.wg.Go(func() { w.carry(d[0].end, d[1].end, rand.New(rand.NewPCG(uint64(i), 1))) })
+	}
+	t.Cleanup(func() {
+		close(w.stop)
+		a.end.Kick(ring.DirRead)
+		b.end.Kick(ring.DirRead)
+		w.wg.Wait()
+	})
+}
+
+func (w *wire) carry(from, to *ring.End, rng *rand.Rand) {
+	var late []byte
+	for {
+		m, err := from.Next()
+		switch {
+		case errors.Is(err, ring.ErrEmpty):
+			if late != nil {
+				_ = to.Write(late)
+				late = nil
+			}
+			select {
+			case <-w.stop:
+				return
+			default:
+			}
+			if from.Peer()&ring.Closed != 0 || from.WaitRead() != nil {
+				return
+			}
+			continue
+		case err != nil:
+			return
+		}
+		cut := false
+		select {
+		case <-w.quiet:
+			cut = true
+		default:
+		}
+		switch x := rng.Float64(); {
+		case cut || x < w.loss:
+		case x < w.loss+w.swap && late == nil:
+			late = bytes.Clone(m)
+		default:
+			_ = to.Write(m) // a full ring is a loss, too
+			if late != nil {
+				_ = to.Write(late)
+				late = nil
+			}
+		}
+		from.Skip()
+		from.Release()
+	}
+}
+
+// wired allocates a flow on each of two clients and joins their far ends.
+func (d *fake) wired(t *testing.T, q qos.Spec, w *wire) (x, y *Flow, hx, hy *held) {
+	t.Helper()
+	x, hx = d.flow1(t, d.client(t), &q)
+	y, hy = d.flow1(t, d.client(t), &q)
+	w.between(t, hx, hy)
+	return x, y, hx, hy
+}
+
+func testMessage(i, limit int) []byte {
+	m := make([]byte, 1+i*7919%limit)
+	for k := range m {
+		m[k] = byte(i*31 + k)
+	}
+	return m
+}
+
+func TestReliableFlow(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		w     *wire
+		n     int
+		limit int
+		ber   uint32
+	}{
+		{"clean", &wire{}, 3000, 1400, 1},
+		{"checked", &wire{}, 1000, 1400, 0},
+		{"lossy", &wire{loss: 0.02, swap: 0.05}, 800, 1400, 1},
+		{"fragments", &wire{loss: 0.01}, 20, 200_000, 1},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			q := qos.Data
+			q.BER = tc.ber
+			x, y, _, _ := newFake(t).wired(t, q, tc.w)
+			if tc.limit > 1400 {
+				waitFor(t, func() bool { return x.MaxMessage() > 1500 })
+			}
+			errs := make(chan error, 2)
+			go func() { // the echo
+				buf := make([]byte, 1<<20)
+				for {
+					n, err := y.Read(buf)
+					if err == nil {
+						_, err = y.Write(buf[:n])
+					}
+					if err != nil {
+						if err == io.EOF {
+							err = nil
+						}
+						errs <- errors.Join(err, y.CloseWrite())
+						return
+					}
+				}
+			}()
+			go func() {
+				for i := range tc.n {
+					if _, err := x.Write(testMessage(i, tc.limit)); err != nil {
+						errs <- fmt.Errorf("message %d: %w", i, err)
+						return
+					}
+				}
+				errs <- x.CloseWrite()
+			}()
+			_ = x.SetReadDeadline(time.Now().Add(30 * time.Second))
+			buf := make([]byte, 1<<20)
+			for i := range tc.n {
+				n, err := x.Read(buf)
+				if err != nil || !bytes.Equal(buf[:n], testMessage(i, tc.limit)) {
+					t.Fatalf("message %d: %d bytes, %v; %+v", i, n, err, x.Stats())
+				}
+			}
+			if n, err := x.Read(buf); n != 0 || err != io.EOF {
+				t.Errorf("after the end: %d bytes, %v", n, err)
+			}
+			if err := errors.Join(<-errs, <-errs, x.Close(), y.Close()); err != nil {
+				t.Error(err)
+			}
+			if _, err := x.Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
+				t.Errorf("write after close: %v", err)
+			}
+		})
+	}
+}
+
+func waitFor(t *testing.T, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("did not happen in time")
+		}
+	}
+}
+
+// A peer that does not read closes the window: writers wait, or are told, and
+// no more is kept than the window.
+func TestPeerThatDoesNotRead(t *testing.T) {
+	x, y, _, _ := newFake(t).wired(t, qos.Data, &wire{})
+	if err := x.SetFlags(Default | WNOBLOCK); err != nil {
+		t.Fatal(err)
+	}
+	msg := make([]byte, 1000)
+	n := 0
+	waitFor(t, func() bool { // refused for good, not for a full ring
+		var err error
+		for err == nil {
+			if _, err = x.Write(msg); err == nil {
+				n++
+			}
+		}
+		if !errors.Is(err, o7serr.EAGAIN) {
+			t.Fatalf("after %d messages: %v", n, err)
+		}
+		return n >= 256
+	})
+	if n > 1<<15 {
+		t.Errorf("%d messages are kept for a peer that does not read", n)
+	}
+	if err := x.SetFlags(Default); err != nil {
+		t.Fatal(err)
+	}
+	_ = x.SetWriteDeadline(time.Now().Add(20 * time.Millisecond))
+	for {
+		if _, err := x.Write(msg); err != nil {
+			if !errors.Is(err, os.ErrDeadlineExceeded) || !errors.Is(err, o7serr.ETIMEDOUT) {
+				t.Errorf("write: %v", err)
+			}
+			break
+		}
+		n++
+	}
+	_ = x.SetWriteDeadline(time.Time{})
+	// Reading opens it again.
+	wrote := make(chan error, 1)
+	go func() {
+		_, err := x.Write(msg)
+		wrote <- err
+	}()
+	buf := make([]byte, 2000)
+	for i := range n + 1 {
+		if k, err := y.Read(buf); err != nil || k != len(msg) {
+			t.Fatalf("message %d: %d bytes, %v", i, k, err)
+		}
+	}
+	if err := <-wrote; err != nil {
+		t.Error(err)
+	}
+}
+
+// Close waits for acknowledgements as long as it may.
+func TestLinger(t *testing.T) {
+	var w wire
+	x, y, _, _ := newFake(t).wired(t, qos.Data, &w)
+	buf := make([]byte, 100)
+	for range 2 {
+		if _, err := x.Write([]byte("hello")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := y.Read(buf); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(w.quiet)
+	if _, err := x.Write([]byte("lost")); err != nil {
+		t.Fatal(err)
+	}
+	const limit = 60 * time.Millisecond
+	x.SetLinger(limit)
+	begin := time.Now()
+	if err := x.Close(); err != nil {
+		t.Error(err)
+	}
+	if d := time.Since(begin); d < limit {
+		t.Errorf("closed after %v", d)
+	}
+	y.SetLinger(0)
+	begin = time.Now()
+	if err := y.Close(); err != nil {
+		t.Error(err)
+	}
+	if d := time.Since(begin); d > 5*time.Second {
+		t.Errorf("without lingering closed after %v", d)
+	}
+}
+
+// What arrived is read before the end that the other end, or the layer, made.
+func TestReleasedByTheOther(t *testing.T) {
+	x, y, hx, _ := newFake(t).wired(t, qos.Data, &wire{})
+	for i := range 10 {
+		if _, err := y.Write(testMessage(i, 100)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waitFor(t, func() bool { return x.RxLen() == 10 })
+	blocked := make(chan error, 1)
+	go func() {
+		buf := make([]byte, 200)
+		for i := range 10 {
+			if n, err := x.Read(buf); err != nil || !bytes.Equal(buf[:n], testMessage(i, 100)) {
+				blocked <- fmt.Errorf("message %d: %w", i, err)
+				return
+			}
+		}
+		_, err := x.Read(buf)
+		blocked <- err
+	}()
+	hx.event(t, "dealloc")
+	if err := <-blocked; !errors.Is(err, o7serr.EFLOWDOWN) {
+		t.Errorf("read: %v", err)
+	}
+	if _, err := x.Write([]byte("x")); !errors.Is(err, o7serr.EFLOWDOWN) {
+		t.Errorf("write: %v", err)
+	}
+}
+
+// A flow that is down goes on trying: what was written arrives once it is up.
+func TestDownIsForAWhile(t *testing.T) {
+	x, y, hx, _ := newFake(t).wired(t, qos.Data, &wire{})
+	hx.event(t, "down")
+	if e := <-x.Events(); e != EventDown {
+		t.Fatal(e)
+	}
+	if _, err := x.Write([]byte("through")); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 100)
+	if n, err := y.Read(buf); err != nil || string(buf[:n]) != "through" {
+		t.Errorf("%q, %v", buf[:n], err)
+	}
+}
+
+// reference is a peer that is not one of ours, at the far end of a flow.
+func reference(t *testing.T, h *held) *frcp.Conn {
+	c, err := frcp.New(frcp.Config{QoS: qos.Data, MaxPacket: 1500, Rand: sequence, Plain: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Release)
+	return c
+}
+
+func TestReferencePeer(t *testing.T) {
+	x, h := newFake(t).pairWithReference(t)
+	c := reference(t, h)
+	if _, err := x.Write(make([]byte, 1500)); !errors.Is(err, o7serr.EMSGSIZE) {
+		t.Errorf("a message that does not fit a packet: %v", err)
+	}
+	if _, err := x.Write([]byte("request")); err != nil {
+		t.Fatal(err)
+	}
+	buf, frame := make([]byte, 100), make([]byte, 1500)
+	exchange := func(until func() bool) {
+		for end := time.Now().Add(10 * time.Second); !until(); time.Sleep(100 * time.Microsecond) {
+			if time.Now().After(end) {
+				t.Fatal("did not happen in time")
+			}
+			for {
+				m, err := h.end.Next()
+				if err != nil {
+					break
+				}
+				if len(m) > 0 && m[0]&byte(frcp.Ext) == 0 {
+					t.Error("our end does not say what it is")
+				}
+				c.Input(nanotime(), m)
+				h.end.Skip()
+				h.end.Release()
+			}
+			for n := c.Poll(nanotime(), frame); n > 0; n = c.Poll(nanotime(), frame) {
+				_ = h.end.Write(frame[:n])
+			}
+		}
+	}
+	exchange(c.Readable)
+	if n, _, err := c.Read(buf); err != nil || string(buf[:n]) != "request" {
+		t.Errorf("%q, %v", buf[:n], err)
+	}
+	if err := c.Write(nanotime(), []byte("answer")); err != nil {
+		t.Fatal(err)
+	}
+	exchange(func() bool { return x.RxLen() > 0 })
+	if n, err := x.Read(buf); err != nil || string(buf[:n]) != "answer" {
+		t.Errorf("%q, %v", buf[:n], err)
+	}
+	// It learns nothing of an end; closing is not in its way.
+	if err := x.CloseWrite(); err != nil {
+		t.Error(err)
+	}
+	x.SetLinger(time.Second)
+	if err := x.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func (d *fake) pairWithReference(t *testing.T) (*Flow, *held) {
+	return d.flow1(t, d.client(t), &qos.Data)
+}
+
+// Flows without order over a layer have no end of stream; within the machine
+// every flow has.
+func TestEndOfStream(t *testing.T) {
+	d := newFake(t)
+	raw, _ := d.flow1(t, d.client(t), nil)
+	if err := raw.CloseWrite(); !errors.Is(err, o7serr.ENOTSUP) {
+		t.Errorf("raw flow over a layer: %v", err)
+	}
+	a, b := d.client(t), d.client(t)
+	x, y := d.pair(t, a, b)
+	if _, err := x.Write([]byte("last")); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(x.CloseWrite(), x.CloseWrite()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := x.Write([]byte("more")); !errors.Is(err, o7serr.EPIPE) {
+		t.Errorf("write after the end: %v", err)
+	}
+	buf := make([]byte, 100)
+	if n, err := y.Read(buf); err != nil || string(buf[:n]) != "last" {
+		t.Errorf("%q, %v", buf[:n], err)
+	}
+	for range 2 {
+		if n, err := y.Read(buf); n != 0 || err != io.EOF {
+			t.Errorf("after the end: %d bytes, %v", n, err)
+		}
+	}
+	// The other direction is open, and a blocked reader sees its end.
+	got := make(chan error, 1)
+	go func() {
+		n, err := x.Read(buf)
+		if err == nil && string(buf[:n]) != "back" {
+			err = fmt.Errorf("read %q", buf[:n])
+		}
+		if err == nil {
+			if _, err = x.Read(buf); err == io.EOF {
+				err = nil
+			}
+		}
+		got <- err
+	}()
+	if _, err := y.Write([]byte("back")); err != nil {
+		t.Error(err)
+	}
+	if err := y.CloseWrite(); err != nil {
+		t.Error(err)
+	}
+	if err := <-got; err != nil {
+		t.Error(err)
+	}
+}
+
+// Reads and writes of a flow that carries data steadily do not allocate.
+func TestOrderedFlowAllocatesNothing(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	x, y, _, _ := newFake(t).wired(t, qos.Data, &wire{})
+	msg, buf := make([]byte, 1000), make([]byte, 2000)
+	round := func() {
+		for range 50 {
+			if _, err := x.Write(msg); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 50 {
+			if _, err := y.Read(buf); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for range 20 {
+		round() // queues and pools grow
+	}
+	if n := testing.AllocsPerRun(50, round); n >= 25 {
+		t.Errorf("%.0f allocations for 50 messages", n)
+	}
+}

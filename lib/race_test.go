@@ -1,0 +1,5 @@
+//go:build race
+
+package o7s
+
+const raceEnabled = true
