@@ -135,6 +135,15 @@ func Serve(ctx context.Context, n Network, slots int, prog string, stderr io.Wri
 // Ended reports whether err says that the other end released the flow.
 func Ended(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, o7serr.EFLOWDOWN) }
 
+// Reason is err in words for a user: the end of a stream is an error to a tool
+// that still expects something.
+func Reason(err error) error {
+	if errors.Is(err, io.EOF) {
+		return errors.New("the other end closed the flow")
+	}
+	return err
+}
+
 // Silent reports whether err says that nothing came for too long.
 func Silent(err error) bool {
 	return errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, o7serr.EFLOWPEER)

@@ -86,3 +86,16 @@ func (p *Printer) Flush() {
 	p.armed = false
 	p.write()
 }
+
+// After returns a writer that writes what waits in p before anything else.
+func After(p *Printer, w io.Writer) io.Writer { return after{p, w} }
+
+type after struct {
+	p *Printer
+	w io.Writer
+}
+
+func (a after) Write(b []byte) (int, error) {
+	a.p.Flush()
+	return a.w.Write(b)
+}
