@@ -32,9 +32,14 @@ func (p *Pacer) Due(t time.Time) uint64 {
 	return uint64(float64(t.Sub(p.start))/p.gap) + 1
 }
 
-// Wait waits until packet n is due, or ctx ends, and returns the time.
+// Wait waits until packet n is due, or ctx ends, and returns the time. What is
+// due as ctx ends is not sent any more.
 func (p *Pacer) Wait(ctx context.Context, n uint64) (time.Time, error) {
 	due := p.start.Add(time.Duration(float64(n) * p.gap))
+	if end, ok := ctx.Deadline(); ok && !due.Before(end) {
+		<-ctx.Done()
+		return time.Now(), ctx.Err()
+	}
 	now := time.Now()
 	if early := due.Sub(now); !p.spin && early > 0 || early > spinFor {
 		if p.spin {
