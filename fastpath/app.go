@@ -130,7 +130,7 @@ func (t *tap) Close() error       { return t.xdp.Close() }
 
 func (a *App) open(slot uint32) error {
 	k := a.plane.kernel
-	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open /dev/net/tun: %w", err)
 	}
@@ -139,8 +139,12 @@ func (a *App) open(slot uint32) error {
 		req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
 		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
 	}
-	// Not before: until it is a device the descriptor cannot be polled.
+	// A file made of a blocking descriptor is none of the runtime's poller: it
+	// would wake the daemon for each packet that the program gets.
 	a.file = os.NewFile(uintptr(fd), "/dev/net/tun")
+	if err == nil {
+		err = unix.SetNonblock(fd, true) // for all who have it
+	}
 	if err != nil {
 		return fmt.Errorf("create tap: %w", err)
 	}
@@ -230,7 +234,8 @@ func (a *App) receivePunts() {
 func (a *App) OnPunt(f func(handle uint32, payload *packet.Buf)) { a.punt.Store(&f) }
 
 // File is the tap: pass a duplicate of its descriptor to the program. The
-// device lives until the last descriptor is closed, or Close.
+// device lives until the last descriptor is closed, or Close. It does not
+// block, and has no deadlines: a read of an empty one is EAGAIN.
 func (a *App) File() *os.File { return a.file }
 
 // Slot is the application port's number in Snapshot.

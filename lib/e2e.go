@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,12 +43,15 @@ type e2ePath struct {
 	kicked   [2]bool
 	waiting  [2]bool // follows the driver
 	down     error   // the flow ended: to be told to conn once everything that arrived was taken in
-	listed   bool    // with the tender
 	released bool
 
 	// Messages that the reader has taken; its own.
 	taken []*packet.Buf
 	head  int
+
+	listed atomic.Bool // with the tender
+	armed  atomic.Bool // notify is to be called
+	notify atomic.Pointer[func(lead bool)]
 
 	shut  atomic.Bool
 	sig   [2]chan struct{} // to followers
@@ -79,7 +83,7 @@ const (
 func newE2EPath(lower path, info *ipc.FlowResult, spec bool, t *tender) (*e2ePath, error) {
 	conn, err := frcp.New(frcp.Config{
 		QoS: info.QoS, MPL: time.Duration(info.MPL) * time.Millisecond, MaxPacket: info.MTU,
-		Rand: sequence, Plain: spec,
+		Rand: sequence, Spec: spec,
 	})
 	if err != nil {
 		return nil, err
@@ -94,10 +98,11 @@ func newE2EPath(lower path, info *ipc.FlowResult, spec bool, t *tender) (*e2ePat
 		p.frame = make([]byte, info.MTU)
 	}
 	p.conn.Announce()
+	lower.OnRing(p.rung)
 	p.mu.Lock()
 	p.advance(nanotime(), true)
-	p.list()
 	p.mu.Unlock()
+	t.add(p)
 	return p, nil
 }
 
@@ -192,6 +197,9 @@ func (p *e2ePath) tell() {
 		if p.waiting[d] && p.ready(d) {
 			p.wake(d)
 		}
+	}
+	if p.armed.Load() && p.conn.Readable() {
+		p.tellOf(false)
 	}
 	if p.driving != nobody {
 		if next := p.conn.Deadline(); next < p.until {
@@ -366,16 +374,7 @@ func (p *e2ePath) drop() {
 // back when more is.
 func (p *e2ePath) settle(now int64) {
 	p.advance(now, false)
-	p.list()
-}
-
-// list gives the path to the tender, which looks at it as long as nobody
-// drives.
-func (p *e2ePath) list() {
-	if !p.listed && !p.released {
-		p.listed = true
-		p.t.add(p)
-	}
+	p.t.add(p)
 }
 
 func (p *e2ePath) WaitRead() error { return p.wait(ring.DirRead) }
@@ -554,7 +553,6 @@ func (p *e2ePath) Close() error {
 		p.conn.Release()
 	}
 	p.mu.Unlock()
-	p.t.remove(p)
 	return p.lower.Close()
 }
 
@@ -575,48 +573,103 @@ func (p *e2ePath) stats() frcp.Stats {
 	return p.conn.Stats()
 }
 
+// OnRing and Arm are for sets of flows. What arrives is taken in by whoever
+// looks next.
+func (p *e2ePath) OnRing(f func(lead bool)) { p.notify.Store(&f) }
+
+func (p *e2ePath) Arm() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.advance(nanotime(), true)
+	p.armed.Store(true)
+	return !p.conn.Readable() && p.lower.Arm()
+}
+
+// rung is called when something arrived on the lower path while nobody drives.
+func (p *e2ePath) rung(lead bool) {
+	p.t.add(p)
+	p.tellOf(lead)
+}
+
+func (p *e2ePath) tellOf(lead bool) {
+	if p.armed.Load() && p.armed.Swap(false) {
+		if f := p.notify.Load(); f != nil {
+			(*f)(lead)
+		}
+	}
+}
+
 // tender looks after the flows that no goroutine waits on: it takes in what has
-// arrived, so that it is acknowledged, and sends again what was lost.
+// arrived, so that it is acknowledged, and sends again what was lost. A flow on
+// which nothing is under way is left alone until its lower path rings.
 type tender struct {
+	hub func() *ring.Hub // has a goroutine of its own once there is a flow
+
 	mu    sync.Mutex // guards what follows
-	paths map[*e2ePath]struct{}
+	fresh []*e2ePath // listed since run took them
 	timer *time.Timer
+	busy  bool // the timer runs, or run does
+
+	paths []*e2ePath // run's
 }
 
 // tendEvery is how often it looks: as often as the reference (spec 30 §6).
 const tendEvery = 5 * time.Millisecond
 
+// add lists p, unless it is. It does not block, and needs no lock of p.
 func (t *tender) add(p *e2ePath) {
+	if p.listed.Swap(true) {
+		return
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.paths == nil {
-		t.paths = map[*e2ePath]struct{}{}
+	if t.timer == nil {
 		t.timer = time.AfterFunc(time.Hour, t.run)
+		t.timer.Stop()
+		t.hub().Serve()
 	}
-	t.paths[p] = struct{}{}
-	if len(t.paths) == 1 {
+	t.fresh = append(t.fresh, p)
+	if !t.busy {
+		t.busy = true
 		t.timer.Reset(tendEvery)
 	}
-}
-
-func (t *tender) remove(p *e2ePath) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	delete(t.paths, p)
 }
 
 func (t *tender) run() {
 	t.mu.Lock()
+	t.paths = append(t.paths, t.fresh...)
+	clear(t.fresh)
+	t.fresh = t.fresh[:0]
+	t.mu.Unlock()
+	t.paths = slices.DeleteFunc(t.paths, func(p *e2ePath) bool { return !p.tend() })
+	t.mu.Lock()
 	defer t.mu.Unlock()
-	for p := range t.paths {
-		if p.mu.TryLock() {
-			if p.driving == nobody {
-				p.advance(nanotime(), true)
-			}
-			p.mu.Unlock()
-		}
-	}
-	if len(t.paths) > 0 {
+	if t.busy = len(t.paths)+len(t.fresh) > 0; t.busy {
 		t.timer.Reset(tendEvery)
 	}
+}
+
+// tend looks at p if nobody drives, and reports whether it has to be looked at
+// again.
+func (p *e2ePath) tend() bool {
+	if !p.mu.TryLock() {
+		return true
+	}
+	defer p.mu.Unlock()
+	if p.released {
+		return false
+	}
+	if p.driving != nobody {
+		return true
+	}
+	p.advance(nanotime(), true)
+	if p.held > 0 || p.conn.Deadline() != frcp.Never {
+		return true
+	}
+	// From here on it rings. What it would ring for may be there already.
+	p.listed.Store(false)
+	if p.lower.Arm() {
+		return false
+	}
+	return !p.listed.Swap(true)
 }

@@ -29,6 +29,12 @@ type path interface {
 	WaitRead() error
 	RxLen(limit int) int
 
+	// OnRing sets what is called, without blocking, when something arrives
+	// after Arm while nobody reads; lead tells that it is the hub's leader who
+	// calls. Arm reports whether nothing is there yet. It is for the receiver.
+	OnRing(f func(lead bool))
+	Arm() bool
+
 	// Sending; one goroutine at a time.
 	Put(p []byte) error
 	Flush()
@@ -187,7 +193,7 @@ func (f *Flow) trouble(write bool) error {
 		return nil
 	case st&stateOrphan != 0:
 		return *f.daemon.Load()
-	case f.info.Direct && !write && (peer&ring.Ended != 0 || peer&ring.Closed != 0 && f.ordered()):
+	case f.info.Direct && !write && (peer&ring.Ended != 0 || peer&(ring.Closed|ring.Down) == ring.Closed && f.ordered()):
 		return io.EOF
 	case st&stateDealloc != 0 || peer&ring.Closed != 0:
 		return errDealloc

@@ -17,14 +17,18 @@ import (
 
 // session is one connection to a daemon and what came over it.
 type session struct {
-	ipc *ipc.Client
+	ipc  *ipc.Client
+	prog string // as it was announced
+	pid  int32  // of this process as the daemon knows it
 
-	mu    sync.Mutex // guards what follows
-	flows map[uint32]*Flow
-	fds   []*Flow // by descriptor, less firstFD
-	tap   *tap    // this process's device on the fast path; nil: none yet
-	left  bool    // no flow is added any more, the last one closes the tap
-	alive alive
+	mu     sync.Mutex // guards what follows
+	flows  map[uint32]*Flow
+	fds    []*Flow // by descriptor, less firstFD
+	desk   ring.Desk
+	tap    *tap // this process's device on the fast path; nil: none yet
+	left   bool // no flow is added any more, the last one closes the tap
+	reaped bool
+	alive  alive
 
 	spec   bool // Options.FRCPSpec
 	tender tender
@@ -34,17 +38,20 @@ type session struct {
 const firstFD = 64
 
 func newSession(ctx context.Context, o Options) (*session, error) {
-	s := &session{flows: map[uint32]*Flow{}, spec: o.FRCPSpec}
+	s := &session{prog: o.Prog, flows: map[uint32]*Flow{}, spec: o.FRCPSpec}
 	s.alive.session = s
+	s.tender.hub = s.desk.Hub
 	c, err := ipc.Dialer{RunDir: o.RunDir, OnEvent: s.event, OnDown: s.down}.Dial(ctx)
 	if err != nil {
 		return nil, err
 	}
 	s.ipc = c
-	if _, err := c.Call(ctx, ipc.OpHello, ipc.HelloArgs{Prog: o.Prog, Args: o.Args}, nil); err != nil {
+	var hello ipc.HelloResult
+	if _, err := c.Call(ctx, ipc.OpHello, ipc.HelloArgs{Prog: o.Prog, Args: o.Args}, &hello); err != nil {
 		c.Close()
 		return nil, fmt.Errorf("announce program %s: %w", o.Prog, err)
 	}
+	s.pid = hello.PID
 	return s, nil
 }
 
@@ -55,11 +62,7 @@ func (s *session) open(r ipc.Reply, fds []int) (*Flow, error) {
 	if err := json.Unmarshal(r.Result, &info); err != nil {
 		return nil, fmt.Errorf("reply of the resource manager: %w", err)
 	}
-	want := 3
-	if info.App != nil && info.App.NewFD {
-		want = 4
-	}
-	if len(fds) != want {
+	if want := info.FDs(); len(fds) != want {
 		return nil, fmt.Errorf("reply of the resource manager: %d descriptors with a flow, want %d", len(fds), want)
 	}
 	s.mu.Lock()
@@ -71,7 +74,7 @@ func (s *session) open(r ipc.Reply, fds []int) (*Flow, error) {
 	if err != nil {
 		return nil, err
 	}
-	unix.Close(fds[0]) // mapped
+	ipc.CloseFDs(fds) // what is needed of them was copied
 	f := newFlow(s, info, p)
 	s.flows[f.id] = f
 	f.fd = s.takeFD(f)
@@ -101,45 +104,59 @@ func (s *session) path(info *ipc.FlowResult, fds []int) (path, error) {
 // carrier opens what carries the flow's packets.
 func (s *session) carrier(info *ipc.FlowResult, fds []int) (path, error) {
 	app := info.App
-	if app != nil {
-		if s.tap == nil && !app.NewFD {
-			return nil, fmt.Errorf("reply of the resource manager: flow without its device")
-		}
-		if s.tap == nil {
-			t, err := newTap(fds[3])
-			if err != nil {
-				return nil, err
-			}
-			s.tap = t
-		}
+	if app != nil && s.tap == nil && !app.NewFD {
+		return nil, fmt.Errorf("reply of the resource manager: flow without its device")
 	}
-	// The ring takes its descriptors over in any case: give it copies, so that
+	// The desk takes its descriptors over in any case: give it copies, so that
 	// an error leaves all to the caller.
-	own := [3]int{fds[0]}
-	for i := 1; i < 3; i++ {
+	own := make([]int, info.Ring.FDs())
+	for i := range own {
 		fd, err := unix.FcntlInt(uintptr(fds[i]), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {
-			if i == 2 {
-				unix.Close(own[1])
-			}
+			ipc.CloseFDs(own[:i])
 			return nil, err
 		}
 		own[i] = fd
 	}
-	c := ring.Config{Offset: info.Ring.Offset, Size: info.Ring.Size, Side: info.Side, MaxMessage: info.MTU}
+	c := ring.Config{MaxMessage: info.MTU}
 	if app != nil {
 		c.Spin = -1 // the tap is where packets come from
 	}
-	end, err := ring.OpenFDs(own, c)
+	end, bell, err := s.desk.Open(info.Ring, own, c)
 	if err != nil {
-		return nil, fmt.Errorf("open flow: %w", err)
+		return nil, err
 	}
-	ipc.CloseFDs(fds[1:])
+	grant := info.Ring
+	done := func() { s.desk.Done(grant) }
 	if app == nil {
-		return end, nil
+		return &ringPath{End: end, bell: bell, done: done}, nil
 	}
-	return newTapPath(s.tap, end, app.Handle, app.Headroom), nil
+	hub := s.desk.Hub()
+	if s.tap == nil {
+		if s.tap, err = newTap(fds[len(fds)-1], hub); err != nil {
+			end.Close()
+			done()
+			return nil, err
+		}
+		hub.Serve()
+	}
+	return newTapPath(s.tap, end, bell, done, app.Handle, app.Headroom), nil
 }
+
+// ringPath is a pair of rings as a path.
+type ringPath struct {
+	*ring.End
+	bell *ring.HubEnd
+	done func() // after Close
+}
+
+func (p *ringPath) Close() error {
+	defer p.done()
+	return p.End.Close()
+}
+
+// OnRing sets what is called when something arrives after Arm.
+func (p *ringPath) OnRing(f func(lead bool)) { p.bell.Handle(func() { f(true) }) }
 
 // takeFD finds the lowest free descriptor. mu is held.
 func (s *session) takeFD(f *Flow) int {
@@ -166,6 +183,10 @@ func (s *session) forget(f *Flow) {
 
 // event is called by the connection's reader.
 func (s *session) event(e ipc.FlowEvent) {
+	if e.Type == "slab" {
+		s.desk.Gone(e.Slab)
+		return
+	}
 	s.mu.Lock()
 	f := s.flows[e.Flow]
 	s.mu.Unlock()
@@ -242,17 +263,19 @@ func (s *session) close() {
 	s.reap()
 }
 
-// reap closes the device of a session that gets no flows any more once the
-// last is closed.
+// reap closes what the flows of a session had in common once the last is closed
+// and it gets no more.
 func (s *session) reap() {
 	s.mu.Lock()
-	var t *tap
-	if s.left && len(s.flows) == 0 {
-		t, s.tap = s.tap, nil
-	}
+	last := s.left && len(s.flows) == 0 && !s.reaped
+	s.reaped = s.reaped || last
 	s.mu.Unlock()
-	if t != nil {
-		t.close()
+	if !last {
+		return
+	}
+	_ = s.desk.Close()
+	if s.tap != nil {
+		s.tap.close()
 	}
 }
 

@@ -3,7 +3,6 @@ package o7s
 import (
 	"encoding/binary"
 	"errors"
-	"maps"
 	"net"
 	"os"
 	"slices"
@@ -11,6 +10,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -22,25 +22,19 @@ import (
 // path carries send and receive through it: XDP puts the headers on what is
 // written, and takes them off what is read.
 //
-// There is no goroutine that reads it. Of the goroutines that wait for a
-// message, one leads: it waits for the device, keeps what is its own and hands
-// the rest over. When it has its message it leaves, and one of those that
-// follow takes over. So the message of a single reader is not passed from
-// goroutine to goroutine, which costs more than the message.
+// There is no goroutine that reads it: it is a source of the process's hub, so
+// whoever leads there reads for all, and a reader that does not sleep yet looks
+// itself.
 type tap struct {
-	file *os.File
-	conn syscall.RawConn
-	fd   int
+	fd  int
+	hub *ring.Hub
 
-	flows atomic.Pointer[map[uint32]*tapPath] // by handle; replaced by changes, under mu
+	busy  atomic.Bool // somebody reads the device
+	spare *frame      // of who does
 
-	mu       sync.Mutex // guards what follows
-	leader   *tapPath   // reads the device; nil: nobody
-	waiting  []*tapPath // followers
-	deadline time.Time  // of the file
-	early    []*frame   // of flows that are not known yet
-
-	spare *frame // the leader's
+	mu    sync.RWMutex // guards what follows
+	flows map[uint32]*tapPath
+	early []*frame // of flows that are not known yet
 
 	poolMu sync.Mutex // guards pool
 	pool   []*frame
@@ -65,8 +59,10 @@ type frame struct {
 	store   [frameSize]byte
 }
 
-func newTap(fd int) (*tap, error) {
-	// Nonblocking it is, for all who have it; it goes to the runtime's poller.
+// newTap takes a copy of the descriptor.
+func newTap(fd int, hub *ring.Hub) (*tap, error) {
+	// Nonblocking it is, for all who have it. It does not go to the runtime's
+	// poller: there, each packet would wake a thread while its reader is awake.
 	if err := unix.SetNonblock(fd, true); err != nil {
 		return nil, err
 	}
@@ -74,19 +70,16 @@ func newTap(fd int) (*tap, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &tap{file: os.NewFile(uintptr(own), "o7s-tap"), fd: own}
-	if t.conn, err = t.file.SyscallConn(); err != nil {
-		t.file.Close()
+	t := &tap{fd: own, hub: hub, flows: map[uint32]*tapPath{}}
+	if err := hub.AddSource(own, func() bool { return t.drain(true, nil) }); err != nil {
+		unix.Close(own)
 		return nil, err
 	}
-	t.flows.Store(&map[uint32]*tapPath{})
 	return t, nil
 }
 
-// close closes the device, after its flows.
-func (t *tap) close() {
-	t.file.Close()
-}
+// close closes the device, after its flows and the hub.
+func (t *tap) close() { unix.Close(t.fd) }
 
 // add lets p have the packets with its handle, those that came too early first.
 func (t *tap) add(p *tapPath) {
@@ -97,20 +90,16 @@ func (t *tap) add(p *tapPath) {
 			return false
 		}
 		p.received.Add(1)
-		p.push(f)
+		p.push(f, false)
 		return true
 	})
-	m := maps.Clone(*t.flows.Load())
-	m[p.handle] = p
-	t.flows.Store(&m)
+	t.flows[p.handle] = p
 }
 
 func (t *tap) remove(p *tapPath) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	m := maps.Clone(*t.flows.Load())
-	delete(m, p.handle)
-	t.flows.Store(&m)
+	delete(t.flows, p.handle)
 }
 
 func (t *tap) get() *frame {
@@ -132,84 +121,36 @@ func (t *tap) put(f *frame) {
 	}
 }
 
-// lead makes p the leader unless there is one. A caller that would follow is
-// entered as waiting.
-func (t *tap) lead(p *tapPath, follow bool) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.leader == nil {
-		t.leader = p
-		return true
-	}
-	if follow && !p.follows {
-		p.follows = true
-		t.waiting = append(t.waiting, p)
-	}
-	return false
-}
-
-// leave ends the lead.
-func (t *tap) leave() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.leader = nil
-	t.promote()
-}
-
-// unfollow ends p's waiting.
-func (t *tap) unfollow(p *tapPath) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if !p.follows {
-		return
-	}
-	p.follows = false
-	i, last := slices.Index(t.waiting, p), len(t.waiting)-1
-	t.waiting[i], t.waiting[last] = t.waiting[last], nil
-	t.waiting = t.waiting[:last]
-	t.promote() // in case it was p that was to take over
-}
-
-// promote sees to it that there is a leader if anybody waits. mu is held.
-func (t *tap) promote() {
-	if t.leader == nil && len(t.waiting) > 0 {
-		t.waiting[len(t.waiting)-1].wake()
-	}
-}
-
-// setDeadline sets the file's deadline to that of the leader. mu is held.
-func (t *tap) setDeadline(d time.Time) {
-	if !t.deadline.Equal(d) {
-		t.deadline = d
-		_ = t.file.SetReadDeadline(d)
-	}
-}
-
 // drainMax is how many frames are read at a time, more than a device holds (1000,
 // its default): whoever reads for the others, too, must come back to his own
 // deadline, or to what he does not block for, however much there is for them.
 const drainMax = 1024
 
 // drain reads the device until stop says so, or until it is empty, or for long
-// enough. Only the leader calls it. It reports whether it ended before the
-// device was empty.
-func (t *tap) drain(stop func() bool) bool {
+// enough, unless somebody else does. lead: the hub's leader calls it. It reports
+// whether it ended before the device was empty.
+func (t *tap) drain(lead bool, stop func() bool) bool {
+	if !t.busy.CompareAndSwap(false, true) {
+		return false
+	}
+	defer t.busy.Store(false)
 	for range drainMax {
-		if stop() {
-			break
+		if stop != nil && stop() {
+			return true
 		}
 		if t.spare == nil {
 			t.spare = t.get()
 		}
-		n, err := unix.Read(t.fd, t.spare.store[:])
+		// Raw: it does not block.
+		n, _, err := syscall.RawSyscall(unix.SYS_READ, uintptr(t.fd), uintptr(unsafe.Pointer(&t.spare.store)), frameSize)
 		if err == unix.EINTR {
 			continue
 		}
-		if err != nil || n <= 0 {
+		if err != 0 || n == 0 {
 			// EAGAIN; or the device is gone, of which the daemon tells.
 			return false
 		}
-		if t.dispatch(t.spare, n) {
+		if t.dispatch(t.spare, int(n), lead) {
 			t.spare = nil
 		}
 	}
@@ -217,7 +158,7 @@ func (t *tap) drain(stop func() bool) bool {
 }
 
 // dispatch gives a frame to its flow, and reports whether the flow keeps it.
-func (t *tap) dispatch(f *frame, n int) bool {
+func (t *tap) dispatch(f *frame, n int, lead bool) bool {
 	if n < tapHeader {
 		return false
 	}
@@ -228,25 +169,27 @@ func (t *tap) dispatch(f *frame, n int) bool {
 		return false // the kernel's own
 	}
 	f.payload = f.store[offset : offset+length]
-	p := (*t.flows.Load())[f.handle]
+	t.mu.RLock()
+	p := t.flows[f.handle]
+	t.mu.RUnlock()
 	if p == nil {
-		return t.keep(f)
+		return t.keep(f, lead)
 	}
-	return p.accept(f)
+	return p.accept(f, lead)
 }
 
 // accept takes a frame of its flow.
-func (p *tapPath) accept(f *frame) bool {
+func (p *tapPath) accept(f *frame, lead bool) bool {
 	p.received.Add(1)
-	return len(f.payload) > 0 && p.push(f) // empty: a keep-alive
+	return len(f.payload) > 0 && p.push(f, lead) // empty: a keep-alive
 }
 
 // keep keeps a frame of an unknown flow for a while.
-func (t *tap) keep(f *frame) bool {
+func (t *tap) keep(f *frame, lead bool) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if p := (*t.flows.Load())[f.handle]; p != nil { // known by now
-		return p.accept(f)
+	if p := t.flows[f.handle]; p != nil { // known by now
+		return p.accept(f, lead)
 	}
 	if len(f.payload) == 0 {
 		return false
@@ -261,17 +204,18 @@ func (t *tap) keep(f *frame) bool {
 // tapQueue bounds the packets that wait for a reader, as in the reference.
 const tapQueue = 1024
 
-// tapPath is the path of a flow through the tap. The ring pair that every flow
-// has is where packets come from that XDP left to the daemon.
+// tapPath is the path of a flow through the tap. The rings that every flow has
+// are where packets come from that XDP left to the daemon.
 type tapPath struct {
 	tap    *tap
 	end    *ring.End
+	bell   *ring.HubEnd // of end
+	done   func()       // after its Close
 	handle uint32
 
 	received, sent atomic.Uint64
 	kicked         atomic.Bool
 	shut           atomic.Bool
-	done           chan struct{} // closed when the ring's reader ended
 
 	qmu   sync.Mutex // guards queue, head and count
 	queue []*frame   // a ring; its length is a power of two
@@ -280,46 +224,45 @@ type tapPath struct {
 	n     atomic.Int32 // count, for looking without the lock
 
 	// The waiting reader.
-	sig     chan struct{} // to the reader
-	follows bool          // in tap.waiting; guarded by tap.mu
-	dmu     sync.Mutex    // guards dl
-	dl      [2]time.Time  // deadlines, by ring.Dir
-	timer   *time.Timer
+	read    *ring.Sleeper
+	asleep  atomic.Bool
+	armed   atomic.Bool // notify is to be called
+	notify  atomic.Pointer[func(lead bool)]
+	until   atomic.Int64 // deadline of writes, ns since 1970; 0: none
 	spin    ring.Spinner
 	some    func() bool // there is a packet
 	ready   func() bool // or another reason to end a wait
 	soon    func() bool
-	leadFn  func(uintptr) bool
+	ringMu  sync.Mutex // guards the consumer half of end, and state
+	state   ring.State // of the peer, as was seen last
+	ringEnd bool       // nothing more comes from end
 
-	// The writer.
-	out      []byte // the frame being sent
 	headroom int
+	out      []byte // the frame being sent; made by the first
 }
 
-func newTapPath(t *tap, end *ring.End, handle uint32, headroom int) *tapPath {
+func newTapPath(t *tap, end *ring.End, bell *ring.HubEnd, done func(), handle uint32, headroom int) *tapPath {
 	p := &tapPath{
-		tap: t, end: end, handle: handle, headroom: max(headroom, tapHeader),
-		sig: make(chan struct{}, 1), done: make(chan struct{}), timer: time.NewTimer(time.Hour),
-		queue: make([]*frame, 16), spin: ring.Spinner{Max: ring.DefaultSpin},
+		tap: t, end: end, bell: bell, done: done, handle: handle, headroom: max(headroom, tapHeader),
+		read: t.hub.Sleeper(), spin: ring.Spinner{Max: ring.DefaultSpin},
 	}
-	p.timer.Stop()
-	p.out = make([]byte, p.headroom, frameSize)
-	binary.LittleEndian.PutUint32(p.out, handle)
 	p.some = func() bool { return p.n.Load() > 0 }
 	p.ready = func() bool {
 		return p.some() || p.kicked.Load() || p.shut.Load() || p.end.Peer()&ring.Closed != 0
 	}
 	p.soon = func() bool { return p.ready() || p.look() }
-	p.leadFn = func(uintptr) bool { return p.tap.drain(p.ready) }
 	t.add(p)
-	go p.pump()
+	bell.Handle(p.fromRing)
+	p.fromRing()
 	return p
 }
 
-// pump moves what comes through the ring to the queue.
-func (p *tapPath) pump() {
-	defer close(p.done)
-	for {
+// fromRing moves what comes through the rings to the queue. It is called when
+// the daemon rang.
+func (p *tapPath) fromRing() {
+	p.ringMu.Lock()
+	defer p.ringMu.Unlock()
+	for !p.ringEnd {
 		m, err := p.end.Next()
 		switch {
 		case err == nil:
@@ -331,34 +274,39 @@ func (p *tapPath) pump() {
 				} else {
 					f.payload = f.store[:copy(f.store[:], m)]
 				}
-				if !p.push(f) {
+				if !p.push(f, false) {
 					p.tap.put(f)
 				}
-				p.interrupt() // a reader that leads waits for the device, not for this
 			}
 			p.end.Skip()
 			p.end.Release()
 			continue
-		case errors.Is(err, ring.ErrEmpty) && p.end.Peer()&ring.Closed == 0:
-			if p.end.WaitRead() == nil {
-				p.Kick(ring.DirRead) // a packet, or a change of state
+		case errors.Is(err, ring.ErrEmpty):
+			if !p.end.Arm() {
 				continue
 			}
+		default:
+			p.ringEnd = true
 		}
-		p.interrupt() // nothing more will come: the reader sees why
-		return
+		break
+	}
+	if s := p.end.Peer(); s != p.state {
+		p.state = s
+		p.kicked.Store(true) // the reader sees why
+		p.read.Wake()
+		p.tellOf(false)
 	}
 }
 
-// push queues a frame unless the queue is full, and wakes a follower.
-func (p *tapPath) push(f *frame) bool {
+// push queues a frame unless the queue is full, and wakes the reader.
+func (p *tapPath) push(f *frame, lead bool) bool {
 	p.qmu.Lock()
 	if p.count == tapQueue {
 		p.qmu.Unlock()
 		return false
 	}
 	if p.count == len(p.queue) {
-		q := make([]*frame, 2*p.count)
+		q := make([]*frame, max(2*p.count, 4))
 		for i := range p.count {
 			q[i] = p.queue[(p.head+i)&(p.count-1)]
 		}
@@ -368,36 +316,39 @@ func (p *tapPath) push(f *frame) bool {
 	p.count++
 	p.n.Store(int32(p.count))
 	p.qmu.Unlock()
-	p.wake()
+	if p.asleep.Load() {
+		if lead { // if it is the reader itself that leads, it looks next
+			p.read.Nudge()
+		} else {
+			p.read.Wake()
+		}
+	}
+	p.tellOf(lead)
 	return true
 }
 
-// wake wakes the reader if it follows; it is harmless otherwise.
-func (p *tapPath) wake() {
-	select {
-	case p.sig <- struct{}{}:
-	default:
+// tellOf calls who is to be told, once.
+func (p *tapPath) tellOf(lead bool) {
+	if p.armed.Load() && p.armed.Swap(false) {
+		if f := p.notify.Load(); f != nil {
+			(*f)(lead)
+		}
 	}
 }
 
-var past = time.Unix(1, 0)
+// OnRing sets what is called when something arrives after Arm.
+func (p *tapPath) OnRing(f func(lead bool)) { p.notify.Store(&f) }
 
-// interrupt makes the waiting reader look again, also when it leads.
-func (p *tapPath) interrupt() {
-	p.wake()
-	p.tap.mu.Lock()
-	defer p.tap.mu.Unlock()
-	if p.tap.leader == p {
-		p.tap.setDeadline(past)
-	}
+// Arm says that OnRing's function is to be called for the next packet; false:
+// there is one already.
+func (p *tapPath) Arm() bool {
+	p.armed.Store(true)
+	return p.n.Load() == 0 && !p.look()
 }
 
 // look reads the device, if nobody else does, until there is a packet for p.
 func (p *tapPath) look() bool {
-	if p.tap.lead(p, false) {
-		p.tap.drain(p.some)
-		p.tap.leave()
-	}
+	p.tap.drain(false, p.some)
 	return p.some()
 }
 
@@ -438,9 +389,14 @@ func (p *tapPath) WaitRead() error {
 	if p.spin.Spin(start, p.soon) {
 		return p.woken()
 	}
-	err := p.sleep()
+	p.asleep.Store(true)
+	err := p.read.Wait(p.ready)
+	p.asleep.Store(false)
 	p.spin.Slept(time.Since(start))
-	return err
+	if err != nil {
+		return err
+	}
+	return p.woken()
 }
 
 // woken ends a wait.
@@ -452,72 +408,26 @@ func (p *tapPath) woken() error {
 	return nil
 }
 
-func (p *tapPath) sleep() error {
-	t := p.tap
-	defer t.unfollow(p)
-	for {
-		if p.ready() {
-			return p.woken()
-		}
-		if p.deadlinePassed() {
-			return os.ErrDeadlineExceeded
-		}
-		if !t.lead(p, true) {
-			p.follow()
-			continue
-		}
-		t.unfollow(p)
-		t.mu.Lock()
-		t.setDeadline(p.deadline())
-		t.mu.Unlock()
-		// leadFn asks ready first, so an interrupt before the deadline was set
-		// is not lost.
-		err := t.conn.Read(p.leadFn)
-		t.leave()
-		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-			return net.ErrClosed
-		}
-	}
-}
-
-// follow sleeps until something may have changed.
-func (p *tapPath) follow() {
-	dl := p.deadline()
-	if dl.IsZero() {
-		<-p.sig
-		return
-	}
-	p.timer.Reset(time.Until(dl))
-	select {
-	case <-p.sig:
-		p.timer.Stop()
-	case <-p.timer.C:
-	}
-}
-
-// deadline is the deadline of reads.
-func (p *tapPath) deadline() time.Time {
-	p.dmu.Lock()
-	defer p.dmu.Unlock()
-	return p.dl[ring.DirRead]
-}
-
-func (p *tapPath) deadlinePassed() bool {
-	dl := p.deadline()
-	return !dl.IsZero() && !time.Now().Before(dl)
-}
-
 func (p *tapPath) RxLen(limit int) int {
-	p.look()
+	if p.tap.lead(p, false) { // more than the first may wait in the device
+		p.tap.drain(func() bool { return int(p.n.Load()) >= limit })
+		p.tap.leave()
+	}
 	return min(int(p.n.Load()), limit)
 }
 
 // Frame is room for a packet behind what the device wants in front of it.
-func (p *tapPath) Frame() []byte { return p.out[p.headroom:cap(p.out)] }
+func (p *tapPath) Frame() []byte {
+	if p.out == nil {
+		p.out = make([]byte, p.headroom+p.end.MaxMessage())
+		binary.LittleEndian.PutUint32(p.out, p.handle)
+	}
+	return p.out[p.headroom:]
+}
 
 // Put sends the packet at once: the device has no queue on this side.
 func (p *tapPath) Put(b []byte) error {
-	if len(b) > p.end.MaxMessage() || len(b) > cap(p.out)-p.headroom {
+	if len(b) > p.end.MaxMessage() {
 		return ring.ErrTooLong
 	}
 	return p.Send(copy(p.Frame(), b))
@@ -527,9 +437,10 @@ func (p *tapPath) Put(b []byte) error {
 func (p *tapPath) Send(n int) error {
 	frame := p.out[:p.headroom+n]
 	for {
-		_, err := unix.Write(p.tap.fd, frame)
+		// Raw: it does not block.
+		_, _, err := syscall.RawSyscall(unix.SYS_WRITE, uintptr(p.tap.fd), uintptr(unsafe.Pointer(unsafe.SliceData(frame))), uintptr(len(frame)))
 		switch err {
-		case nil:
+		case 0:
 			p.sent.Add(1)
 			return nil
 		case unix.EINTR:
@@ -550,10 +461,7 @@ func (p *tapPath) WaitWrite() error {
 	if p.shut.Load() {
 		return net.ErrClosed
 	}
-	p.dmu.Lock()
-	dl := p.dl[ring.DirWrite]
-	p.dmu.Unlock()
-	if !dl.IsZero() && !time.Now().Before(dl) {
+	if dl := p.until.Load(); dl != 0 && time.Now().UnixNano() >= dl {
 		return os.ErrDeadlineExceeded
 	}
 	time.Sleep(50 * time.Microsecond)
@@ -563,14 +471,15 @@ func (p *tapPath) WaitWrite() error {
 func (p *tapPath) TxLen(limit int) int { return p.end.TxLen(limit) }
 
 func (p *tapPath) SetDeadline(d ring.Dir, t time.Time) error {
-	if p.shut.Load() {
+	switch {
+	case p.shut.Load():
 		return net.ErrClosed
-	}
-	p.dmu.Lock()
-	p.dl[d] = t
-	p.dmu.Unlock()
-	if d == ring.DirRead {
-		p.interrupt()
+	case d == ring.DirRead:
+		p.read.SetDeadline(t)
+	case t.IsZero():
+		p.until.Store(0)
+	default:
+		p.until.Store(t.UnixNano())
 	}
 	return nil
 }
@@ -578,7 +487,7 @@ func (p *tapPath) SetDeadline(d ring.Dir, t time.Time) error {
 func (p *tapPath) Kick(d ring.Dir) {
 	if d == ring.DirRead {
 		p.kicked.Store(true)
-		p.interrupt()
+		p.read.Wake()
 	}
 }
 
@@ -589,24 +498,26 @@ func (p *tapPath) SetState(s ring.State) { p.end.SetState(s) }
 // Progress takes in what the device has, as far as the queues allow: the
 // program may not be reading, and keep-alives are among it.
 func (p *tapPath) Progress() (received, sent uint64, full bool) {
-	if p.tap.lead(p, false) {
-		frames := 0
-		p.tap.drain(func() bool { frames++; return frames > tapQueue })
-		p.tap.leave()
-	}
+	p.tap.drain(false, nil)
 	return p.received.Load(), p.sent.Load(), false
 }
 
 func (p *tapPath) Shut() {
 	p.shut.Store(true)
 	p.end.Shut()
-	p.interrupt()
+	p.read.Close()
 }
 
 func (p *tapPath) Close() error {
 	p.tap.remove(p)
 	p.Shut()
-	<-p.done
-	p.timer.Stop()
+	p.bell.Handle(nil)
+	p.ringMu.Lock() // the handler has left
+	defer p.ringMu.Unlock()
+	p.ringEnd = true
+	for p.count > 0 {
+		p.Skip()
+	}
+	defer p.done()
 	return p.end.Close()
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -108,9 +109,50 @@ func excluded(name string) bool {
 	return strings.HasPrefix(name, "anon_inode:bpf") || strings.HasPrefix(name, "socket:")
 }
 
+// daemonsCPU is the user and system time, in s, of all daemons of a lab so far.
+func daemonsCPU(l *lab.Lab) (float64, error) {
+	const ticks = 100 // a second; USER_HZ is the same on every Linux that Go runs on
+	sum := 0
+	for _, h := range l.Topology().Hosts {
+		pid, err := daemonOf(l, h)
+		if err != nil {
+			return 0, err
+		}
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			return 0, err
+		}
+		// Fields 14 and 15; the second is a name in parentheses.
+		f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+		if len(f) < 13 {
+			return 0, fmt.Errorf("process %d: unreadable stat", pid)
+		}
+		for _, v := range f[11:13] {
+			n, err := strconv.Atoi(v)
+			if err != nil {
+				return 0, fmt.Errorf("process %d: %w", pid, err)
+			}
+			sum += n
+		}
+	}
+	return float64(sum) / ticks, nil
+}
+
 // daemonOf finds a host's daemon by its run directory.
 func daemonOf(l *lab.Lab, host string) (int, error) {
 	dir := l.RunDir(host)
+	pid, err := processOf(func(argv []string) bool {
+		i := slices.Index(argv, "--run-dir")
+		return i >= 0 && i+1 < len(argv) && argv[i+1] == dir
+	})
+	if err != nil {
+		return 0, fmt.Errorf("daemon of %s: %w", host, err)
+	}
+	return pid, nil
+}
+
+// processOf finds a process by its command line.
+func processOf(match func(argv []string) bool) (int, error) {
 	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		return 0, err
@@ -120,12 +162,9 @@ func daemonOf(l *lab.Lab, host string) (int, error) {
 		if err != nil {
 			continue // it has ended
 		}
-		argv := strings.Split(string(b), "\x00")
-		for i := range argv {
-			if argv[i] == "--run-dir" && i+1 < len(argv) && argv[i+1] == dir {
-				return strconv.Atoi(filepath.Base(filepath.Dir(p)))
-			}
+		if match(strings.Split(string(b), "\x00")) {
+			return strconv.Atoi(filepath.Base(filepath.Dir(p)))
 		}
 	}
-	return 0, errors.New("no daemon of " + host)
+	return 0, errors.New("no such process")
 }

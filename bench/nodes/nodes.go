@@ -46,17 +46,19 @@ const (
 
 // Groups are the rows of this package.
 func Groups(c Config) []row.Group {
-	return []row.Group{
+	return append([]row.Group{
 		{Name: "round trip", Rounds: 5, Setup: c.roundTrip, Rows: []string{rttO7s, rttUDP, rttO7sIdle, rttUDPIdle}},
 		{Name: "flow allocation", Rounds: 3, Setup: c.allocation, Rows: []string{allocWarm, allocCold}},
 		{Name: "link cut", Rounds: 3, Setup: c.cut, Rows: []string{cutLFA, cutLS}},
 		{Name: "boot", Rounds: 5, Setup: c.boot, Rows: []string{boot, memory}},
-	}
+		{Name: "local flows", Rounds: localRounds, Setup: c.local, Rows: []string{localRTT, socketRTT, local64, socket64, local1500, socket1500}},
+		{Name: "idle flows", Rounds: 1, Setup: c.idle, Rows: []string{idleLocal, idleUnicast}},
+	}, reliableGroups(c)...)
 }
 
 // Bars is what nodes must reach.
 func Bars() []row.Bar {
-	return []row.Bar{
+	return slices.Concat([]row.Bar{
 		{Row: rttO7s, To: rttUDP, MaxRatio: 1, Why: "round trip over three nodes, against UDP, flooding"},
 		{Row: rttO7sIdle, To: rttUDPIdle, MaxRatio: 1, Why: "the same, idle"},
 		{Row: allocWarm, Max: 2, Why: "flow allocation over two hops, name known"},
@@ -65,7 +67,7 @@ func Bars() []row.Bar {
 		{Row: cutLS, Max: 1000, Why: "longest gap when a link is cut, link state"},
 		{Row: boot, Max: 3, Why: "from nothing to the first ping over three nodes"},
 		{Row: memory, Max: 48, Why: "the middle daemon, without BPF maps and packet memory"},
-	}
+	}, localBars(), reliableBars(), idleBars())
 }
 
 // topology reads one of the shipped topologies for a lab of ours.

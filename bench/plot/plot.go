@@ -32,11 +32,16 @@ var (
 // titles are the units in the order in which they are drawn.
 var titles = []struct{ unit, title string }{
 	{"Mpps", "million packets per second (more is better)"},
+	{"Mmsg/s", "million messages per second between two programs of a machine (more is better)"},
+	{"Gbit/s", "goodput on a clean link, Gbit/s (more is better)"},
+	{"Mbit/s", "goodput on a bad link, Mbit/s (more is better)"},
+	{"s/GB", "processor seconds for each gigabyte, both ends"},
 	{"ns", "nanoseconds per program run"},
 	{"us", "microseconds"},
 	{"ms", "milliseconds"},
 	{"s", "seconds"},
 	{"MiB", "MiB"},
+	{"KiB", "KiB for each flow"},
 }
 
 // Save writes a PNG with a bar for every row. Rows that are not ours, which

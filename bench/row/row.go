@@ -24,6 +24,7 @@ type Row struct {
 	Unit    string
 	RatioTo string // name of a row of the same group; "" has no ratio
 	Measure func(ctx context.Context) (float64, error)
+	Note    func() string // what else the rounds have shown; nil: nothing
 }
 
 // Group is rows that are measured in turns. Setup makes what they need and
@@ -45,6 +46,7 @@ type Result struct {
 	RatioTo string  `json:"ratio_to,omitempty"` // "": compared with nothing
 	Runs    int     `json:"runs"`
 	Spread  float64 `json:"spread"` // (largest - smallest) / median
+	Note    string  `json:"note,omitempty"`
 
 	values []float64
 }
@@ -136,6 +138,9 @@ func (g Group) run(ctx context.Context, want []string, log io.Writer) ([]Result,
 			continue
 		}
 		r.Runs = len(r.values)
+		if note := rows[i].Note; note != nil {
+			r.Note = note()
+		}
 		r.Value = median(r.values)
 		if r.Value != 0 {
 			r.Spread = (slices.Max(r.values) - slices.Min(r.values)) / r.Value
@@ -242,6 +247,11 @@ func Table(w io.Writer, res []Result) {
 		fmt.Fprintf(t, "%s\t%.4g\t%s\t%s\t%s\t%s\t%d\t%.0f%%\t\n", r.Name, r.Value, r.Unit, ns, rt, r.RatioTo, r.Runs, 100*r.Spread)
 	}
 	t.Flush()
+	for _, r := range res {
+		if r.Note != "" {
+			fmt.Fprintf(w, "%s: %s\n", r.Name, r.Note)
+		}
+	}
 }
 
 // Save writes the results, keeping rows of the file that were not measured now,

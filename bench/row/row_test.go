@@ -20,8 +20,10 @@ func counting(name, to string, vals ...float64) Row {
 
 func TestRun(t *testing.T) {
 	downs := 0
+	noted := counting("a/one", "", 10, 20, 40)
+	noted.Note = func() string { return "three rounds" }
 	g := Group{Name: "g", Rounds: 3, Rows: []string{"a/one", "a/two"}, Setup: func(_ context.Context, names []string) ([]Row, func(), error) {
-		return []Row{counting("a/one", "", 10, 20, 40), counting("a/two", "a/one", 5, 10, 30)}, func() { downs++ }, nil
+		return []Row{noted, counting("a/two", "a/one", 5, 10, 30)}, func() { downs++ }, nil
 	}}
 	res, err := Run(context.Background(), []Group{g}, "a/", io.Discard)
 	if err != nil {
@@ -34,6 +36,11 @@ func TestRun(t *testing.T) {
 		t.Errorf("rows of another prefix were measured: %v %v", res, err)
 	}
 	var out strings.Builder
+	Table(&out, res)
+	if !strings.Contains(out.String(), "a/one: three rounds\n") {
+		t.Errorf("no note in the table: %s", out.String())
+	}
+	out.Reset()
 	bars := []Bar{{Row: "a/two", To: "a/one", MinRatio: 0.5}, {Row: "a/one", Max: 30}, {Row: "not/measured", Max: 1}}
 	if !Check(&out, res, bars) || strings.Count(out.String(), "reached") != 2 {
 		t.Errorf("bars: %s", out.String())

@@ -17,6 +17,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime/pprof"
 	"slices"
 	"syscall"
 	"time"
@@ -24,6 +25,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/o7s/o7s-router/bench/live"
+	"github.com/o7s/o7s-router/bench/stream"
 	o7s "github.com/o7s/o7s-router/lib"
 )
 
@@ -63,7 +65,7 @@ func Main(args []string) error {
 	}
 	f := flag.NewFlagSet(args[0], flag.ContinueOnError)
 	var (
-		network  = f.String("net", "o7s", "o7s or udp")
+		network  = f.String("net", "o7s", "o7s or udp; send and serve: one of package stream")
 		to       = f.String("to", "", "name, or address and port")
 		listen   = f.String("listen", "", "address and port to serve on; empty: o7s names bound to the program")
 		interval = f.Duration("interval", 0, "between pings; 0: the next when the last is back")
@@ -71,14 +73,42 @@ func Main(args []string) error {
 		count    = f.Int("count", 1, "allocations per name")
 		dst      = f.String("dst", "", "destination of a route")
 		via      = f.String("via", "", "its gateway")
+		total    = f.Int64("total", 0, "bytes to send")
+		message  = f.Int64("message", 0, "bytes of each message")
+		sum      = f.Bool("sum", false, "add all bytes up at both ends")
+		profile  = f.String("profile", "", "file for a CPU profile of this worker")
 	)
 	if err := f.Parse(args[1:]); err != nil {
 		return err
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	if *profile != "" {
+		stop, err := profiled(*profile)
+		if err != nil {
+			return err
+		}
+		defer stop()
+	}
 	switch args[0] {
+	case "serve":
+		l, err := stream.Listen(ctx, *network, *listen)
+		if err != nil {
+			return err
+		}
+		return stream.Serve(ctx, l, func(err error) { fmt.Fprintln(os.Stderr, "transfer:", err) })
+	case "send":
+		l, err := stream.Dial(ctx, *network, *to)
+		if err != nil {
+			return err
+		}
+		defer l.Close()
+		t, err := stream.Send(l, stream.Size{Total: *total, Message: *message, Sum: *sum})
+		return output(t, err)
 	case "echo":
+		if *network == stream.Unix {
+			return echoUnix(ctx, *listen)
+		}
 		if *listen != "" {
 			return echoUDP(ctx, *listen)
 		}
@@ -109,6 +139,11 @@ func Main(args []string) error {
 	case "alloc":
 		a, err := alloc(ctx, f.Args(), *count)
 		return output(a, err)
+	case "idle":
+		r, err := idle(ctx, *network, *to, *count)
+		return output(r, err)
+	case "hold":
+		return hold(ctx)
 	case "forward":
 		return live.EnableForwarding()
 	case "route":
@@ -127,8 +162,11 @@ func output(v any, err error) error {
 // dial is for unreliable, message-preserving connections of either kind. A name
 // that nobody can reach yet, in a network that has just come up, is tried again.
 func dial(ctx context.Context, network, to string) (net.Conn, error) {
-	if network == "udp" {
+	switch network {
+	case "udp":
 		return net.Dial("udp", to)
+	case stream.Unix:
+		return net.Dial(network, to)
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
@@ -169,6 +207,48 @@ func echo(ctx context.Context) error {
 			}
 		}()
 	}
+}
+
+// echoUnix serves one connection after the other.
+func echoUnix(ctx context.Context, name string) error {
+	l, err := net.Listen(stream.Unix, name)
+	if err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
+	buf := make([]byte, 2048)
+	for {
+		c, err := l.Accept()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		for {
+			n, err := c.Read(buf)
+			if err == nil {
+				_, err = c.Write(buf[:n])
+			}
+			if err != nil {
+				break // the other end has hung up
+			}
+		}
+		_ = c.Close()
+	}
+}
+
+// profiled starts a profile that the returned function writes.
+func profiled(file string) (func(), error) {
+	f, err := os.Create(file)
+	if err != nil {
+		return nil, err
+	}
+	if err := pprof.StartCPUProfile(f); err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return func() { pprof.StopCPUProfile(); _ = f.Close() }, nil
 }
 
 func echoUDP(ctx context.Context, addr string) error {

@@ -12,6 +12,8 @@ import (
 	"github.com/o7s/o7s-router/cmd/o7s-router/tools/oecho"
 	"github.com/o7s/o7s-router/cmd/o7s-router/tools/operf"
 	"github.com/o7s/o7s-router/cmd/o7s-router/tools/oping"
+	"github.com/o7s/o7s-router/cmd/o7s-router/tools/proxy"
+	"github.com/o7s/o7s-router/cmd/o7s-router/tools/run"
 )
 
 func main() {
@@ -21,6 +23,8 @@ func main() {
 		"oecho": oecho.Main,
 		"ocbr":  ocbr.Main,
 		"operf": operf.Main,
+		"run":   run.Main,
+		"proxy": proxy.Main,
 	} {
 		tools[name] = func(args []string) int { return tool(args, os.Stdout, os.Stderr) }
 	}

@@ -66,17 +66,47 @@ func (q requester) String() string {
 // end is one end of a flow that was just made.
 type end struct {
 	flow   ipcp.Flow
-	rings  *rings // shared by the processes at both ends; nil: packets go through flow
-	side   int    // of rings
+	slot   *slot   // shared by the processes at both ends; nil: packets go through flow
+	share  *shared // that it is in
+	side   int     // of share
 	direct bool
 }
 
 // discard releases an end that nobody takes.
 func (e end) discard() {
 	_ = e.flow.Close()
-	if e.rings != nil {
-		e.rings.release()
+	if e.slot != nil {
+		e.slot.done()
 	}
+}
+
+// between gives the ends of a flow between two processes their rings.
+func (m *IRM) between(a, b *session, mine, theirs *end) error {
+	if b == nil {
+		return errNobody // it left
+	}
+	x, err := m.pairShare(a, b)
+	if err != nil {
+		return err
+	}
+	s, err := x.take(2)
+	if err != nil {
+		return err
+	}
+	mine.slot, theirs.slot = s, s
+	mine.share, theirs.share = x, x
+	if mine.side = 0; x.sides[0] != a {
+		mine.side = 1
+	}
+	theirs.side = 1 - mine.side
+	return nil
+}
+
+// acceptor is the process that is to get a flow, nil if it left.
+func (m *IRM) acceptor(to registry.Acceptor) *session {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.sessions[to.Client]
 }
 
 // checkMemberQoS refuses what the flows of IPC processes do not have.
@@ -215,7 +245,7 @@ func (m *IRM) direct(q requester, to registry.Acceptor, name string, spec qos.Sp
 	a, b := local.NewPair(ipcp.FlowInfo{
 		QoS: spec, MPL: directMPL, MTU: directMTU, Local: q.String(), Remote: m.describe(to),
 	})
-	mine, theirs := end{flow: a, side: 0, direct: true}, end{flow: b, side: 1, direct: true}
+	mine, theirs := end{flow: a, direct: true}, end{flow: b, direct: true}
 	if to.Member != 0 {
 		if err := m.handOver(to.Member, b, name); err != nil {
 			_ = a.Close()
@@ -224,13 +254,11 @@ func (m *IRM) direct(q requester, to registry.Acceptor, name string, spec qos.Sp
 		return mine, nil
 	}
 	if q.session != nil {
-		r, err := newRings(directCapacity, 2)
-		if err != nil {
+		if err := m.between(q.session, m.acceptor(to), &mine, &theirs); err != nil {
 			_ = a.Close()
 			m.giveBack(to)
 			return end{}, err
 		}
-		mine.rings, theirs.rings = r, r
 	}
 	if err := m.deliver(to, theirs, name); err != nil {
 		mine.discard()
@@ -345,8 +373,11 @@ func queryLimit(t ipcp.Type) time.Duration {
 }
 
 // origin is an allocation of a process over a local layer that waits for its
-// answer. An acceptor that is a process, too, leaves the pair of rings here.
-type origin struct{ rings *rings } // guarded by IRM.originMu
+// answer. An acceptor that is a process, too, leaves its end of the rings here.
+type origin struct {
+	session *session
+	end     end // without flow; guarded by IRM.originMu
+}
 
 // overLayer allocates a flow over the layer of p, with OAP.
 func (m *IRM) overLayer(ctx context.Context, q requester, p *process, name string, spec qos.Spec) (end, error) {
@@ -358,7 +389,7 @@ func (m *IRM) overLayer(ctx context.Context, q requester, p *process, name strin
 	var o *origin
 	if q.session != nil && l.Type() == ipcp.Local {
 		id := oapID(client.Request())
-		o = &origin{}
+		o = &origin{session: q.session}
 		m.originMu.Lock()
 		m.origins[id] = o
 		m.originMu.Unlock()
@@ -383,15 +414,16 @@ func (m *IRM) overLayer(ctx context.Context, q requester, p *process, name strin
 			return c.Request()
 		},
 	})
-	e := end{flow: f}
+	var e end
 	if o != nil {
 		m.originMu.Lock()
-		e.rings, o.rings = o.rings, nil
+		e, o.end = o.end, end{}
 		m.originMu.Unlock()
 	}
+	e.flow = f
 	if err != nil {
-		if e.rings != nil {
-			e.rings.release()
+		if e.slot != nil {
+			e.slot.done()
 		}
 		return end{}, err
 	}
@@ -473,13 +505,12 @@ func (m *IRM) arrived(l ipcp.Layer, in ipcp.Incoming) {
 			return
 		}
 	}
-	e := end{side: 1}
+	var e end
 	var o *origin
 	if to.Member == 0 && l.Type() == ipcp.Local {
 		m.originMu.Lock()
 		if o = m.origins[oapID(request)]; o != nil {
-			e.rings, err = newRings(directCapacity, 2)
-			o.rings = e.rings
+			err = m.between(o.session, m.acceptor(to), &o.end, &e)
 		}
 		m.originMu.Unlock()
 	}
@@ -494,12 +525,12 @@ func (m *IRM) arrived(l ipcp.Layer, in ipcp.Incoming) {
 		m.log.Debug("flow request ended before it was accepted", "ipcp", l.Name(), "name", name, "err", err)
 		if o != nil {
 			m.originMu.Lock()
-			if o.rings != nil { // the requester never takes it
-				o.rings.release()
-				o.rings = nil
+			if o.end.slot != nil { // the requester never takes it
+				o.end.slot.done()
+				o.end = end{}
 			}
 			m.originMu.Unlock()
-			e.rings.release()
+			e.slot.done()
 		}
 		m.giveBack(to)
 		return

@@ -10,7 +10,6 @@ import (
 	"github.com/o7s/o7s-router/lib/o7serr"
 	"github.com/o7s/o7s-router/lib/packet"
 	"github.com/o7s/o7s-router/lib/qos"
-	"github.com/o7s/o7s-router/lib/ring"
 )
 
 type counter = atomic.Uint64
@@ -22,7 +21,7 @@ type flow struct {
 	session *session
 	name    string
 	lower   ipcp.Flow
-	rings   *rings
+	slot    *slot
 	pump    *pump       // nil: the other end is a process of this machine, too
 	app     *appFlow    // nil: no fast-path device carries it
 	why     string      // no device
@@ -36,13 +35,14 @@ type grant struct {
 	flow   *flow
 	result ipc.FlowResult
 	fds    []int    // stay ours
-	port   *appPort // whose descriptor is among them
+	share  *shared  // whose descriptors are among them
+	port   *appPort // its, too
 }
 
 // sent says that the process has the flow: events may follow.
 func (g *grant) sent() {
 	f := g.flow
-	f.rings.release()
+	g.share.told(g.result.Ring.Side)
 	if g.port != nil {
 		f.session.appMu.Lock()
 		g.port.sent = true
@@ -56,10 +56,7 @@ func (g *grant) sent() {
 }
 
 // lost says that the process did not get it.
-func (g *grant) lost() {
-	g.flow.rings.release()
-	g.flow.close()
-}
+func (g *grant) lost() { g.flow.close() }
 
 // newFlow takes a flow id for s, in the given pending state.
 func (m *IRM) newFlow(s *session, state registry.FlowState, name string, spec qos.Spec) (uint32, error) {
@@ -87,33 +84,49 @@ func (m *IRM) freeFlow(id uint32) {
 
 // attach makes e the flow id of process s. It owns e, also on error.
 func (m *IRM) attach(s *session, id uint32, e end, name string) (*grant, error) {
+	m.mu.Lock()
+	gone := s.gone
+	if !gone {
+		s.wg.Add(1) // what the process shares stays until this is done
+		defer s.wg.Done()
+	}
+	m.mu.Unlock()
+	if gone {
+		e.discard()
+		return nil, errLeft
+	}
 	info := e.flow.Info()
-	f := &flow{id: id, m: m, session: s, name: name, lower: e.flow, rings: e.rings}
+	f := &flow{id: id, m: m, session: s, name: name, lower: e.flow, slot: e.slot}
 	res := ipc.FlowResult{
 		Flow: id, Name: name, QoS: info.QoS, MPL: info.MPL, MTU: info.MTU,
-		Layer: info.Layer, Direct: e.direct, Side: e.side,
+		Layer: info.Layer, Direct: e.direct,
 	}
+	g := &grant{flow: f, share: e.share}
+	side := e.side
 	var err error
-	if e.rings == nil {
-		if f.rings, err = newRings(ring.DefaultCapacity, 1); err != nil {
+	if e.slot == nil {
+		if g.share, err = s.ownShare(); err == nil {
+			f.slot, err = g.share.take(1)
+		}
+		if err != nil {
 			_ = e.flow.Close()
 			return nil, err
 		}
 		if f.pump, err = newPump(f, info.MTU); err != nil {
-			f.rings.release()
+			f.slot.done()
 			_ = e.flow.Close()
 			return nil, err
 		}
-		res.Side = 1 - daemonSide
+		side = 1 - daemonSide
 		res.MTU = min(info.MTU, f.pump.end.MaxMessage())
 	} else {
 		res.MTU = min(info.MTU, directMTU)
 	}
-	res.Ring = f.rings.region()
-	g := &grant{flow: f, result: res, fds: f.rings.fds(res.Side)}
+	g.fds = g.share.granted(&res.Ring, f.slot.n, side)
+	g.result = res
 	if f.pump != nil {
 		s.offload(f, g)
-		go f.pump.run()
+		f.pump.start()
 	}
 
 	// From here on others see the flow: it must be complete.
@@ -131,7 +144,6 @@ func (m *IRM) attach(s *session, id uint32, e end, name string) (*grant, error) 
 	}
 	m.mu.Unlock()
 	if err != nil {
-		f.rings.release()
 		f.shut()
 		return nil, err
 	}
@@ -167,6 +179,7 @@ func (f *flow) shut() {
 	if f.pump != nil {
 		f.pump.close()
 	}
+	f.slot.done()
 }
 
 // event passes a flow event to the process.

@@ -73,6 +73,7 @@ func serverMain(args []string) {
 // prog is a program that uses the daemon.
 type prog struct {
 	*ipc.Client
+	desk   ring.Desk
 	mu     sync.Mutex // guards events
 	events []ipc.FlowEvent
 }
@@ -88,6 +89,10 @@ func join(dir, name string) (*prog, error) {
 	p := &prog{}
 	var err error
 	p.Client, err = ipc.Dialer{RunDir: dir, OnEvent: func(e ipc.FlowEvent) {
+		if e.Type == "slab" {
+			p.desk.Gone(e.Slab)
+			return
+		}
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.events = append(p.events, e)
@@ -107,17 +112,7 @@ func (p *prog) flow(ctx context.Context, op ipc.Op, args any) (*testFlow, error)
 	if err != nil {
 		return nil, err
 	}
-	if len(fds) != 3 {
-		return nil, fmt.Errorf("%d descriptors", len(fds))
-	}
-	defer unix.Close(fds[0])
-	w, err := ring.NewWaiter(fds[1])
-	if err != nil {
-		return nil, err
-	}
-	f.end, err = ring.Open(ring.Config{
-		Memory: fds[0], Offset: f.Ring.Offset, Size: f.Ring.Size, Side: f.Side, Waiter: w, Bell: ring.BellFromFD(fds[2]),
-	})
+	f.end, _, err = p.desk.Open(f.Ring, fds, ring.Config{})
 	return f, err
 }
 
@@ -168,6 +163,7 @@ func (f *testFlow) echoOne() bool {
 
 func (f *testFlow) close() error {
 	_ = f.end.Close()
+	f.p.desk.Done(f.Ring)
 	_, err := f.p.Call(context.Background(), ipc.OpDealloc, ipc.DeallocArgs{Flow: f.Flow}, nil)
 	return err
 }

@@ -67,13 +67,16 @@ type IRM struct {
 	// complained is when a program's misbehaviour was logged last, ns.
 	complained atomic.Int64
 
+	shareMu   sync.Mutex // guards lastShare, and what sessions share; after mu and originMu
+	lastShare uint32
+
 	oapMu  sync.Mutex // guards server
 	server *oap.Server
 
 	originMu sync.Mutex // guards origins
 	// origins are the allocations of processes over local layers that wait for
 	// their answer, by the id of their OAP request: when the acceptor is a
-	// process of this machine, too, both get one pair of rings.
+	// process of this machine, too, both get one slot of rings.
 	origins map[oapID]*origin
 
 	mu        sync.Mutex // guards what follows

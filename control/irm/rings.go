@@ -2,6 +2,7 @@ package irm
 
 import (
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -20,136 +21,264 @@ const directCapacity = 512 << 10
 // directMTU is the longest packet of such a flow, less the ring's header.
 const directMTU = directCapacity/2 - 8
 
-// rings are the descriptors of a pair of rings until the processes at its ends
-// have them. Afterwards the daemon needs none of them.
-type rings struct {
-	capacity int
-	memory   int
-	wait     [2]int // by side: becomes readable when the side is to wake up
-	ring     [2]int // by side: wakes the side up
-	holders  atomic.Int32
+// slot is where the rings of a flow are, in the hands of the flows at its ends.
+type slot struct {
+	share *ring.Share
+	n     uint32
+	users atomic.Int32 // flows that have not ended
 }
 
-// newRings makes a pair of rings. release must be called once for each of
-// holders.
-func newRings(capacity int, holders int32) (*rings, error) {
-	r := &rings{capacity: capacity, memory: -1, wait: [2]int{-1, -1}, ring: [2]int{-1, -1}}
-	r.holders.Store(holders)
-	var err error
-	if r.memory, err = ring.NewMemory(ring.RegionSize(capacity)); err == nil {
-		err = ring.Format(r.memory, 0, capacity)
+// done says that one of the flows has ended.
+func (s *slot) done() {
+	if s.users.Add(-1) == 0 {
+		s.share.Give(s.n)
 	}
-	for side := range 2 {
-		if err == nil {
-			r.ring[side], r.wait[side], err = ring.NewBell()
+}
+
+// shared is a slab between two processes, or one and the daemon (nil).
+type shared struct {
+	*ring.Share
+	sides [2]*session
+	sent  [2]bool // the process has the descriptors; guarded by IRM.shareMu
+}
+
+// waitFD is the descriptor on which the process waits. IRM.shareMu is held.
+func (s *session) waitFD() (int, error) {
+	if s.wait < 0 {
+		fd, err := ring.NewWaitFD()
+		if err != nil {
+			return -1, err
+		}
+		s.wait = fd
+	}
+	return s.wait, nil
+}
+
+// pairShare returns the slab between two processes, which may be one.
+func (m *IRM) pairShare(a, b *session) (*shared, error) {
+	m.shareMu.Lock()
+	defer m.shareMu.Unlock()
+	for _, x := range a.shares {
+		if x.sides == [2]*session{a, b} || x.sides == [2]*session{b, a} {
+			return x, nil
 		}
 	}
+	if a.unshared || b.unshared {
+		return nil, errLeft
+	}
+	var waits [2]int
+	for i, s := range []*session{a, b} {
+		var err error
+		if waits[i], err = s.waitFD(); err != nil {
+			return nil, err
+		}
+	}
+	m.lastShare++
+	share, err := ring.NewShare(m.lastShare, directCapacity, waits)
 	if err != nil {
-		r.close()
 		return nil, err
 	}
-	return r, nil
+	x := &shared{Share: share, sides: [2]*session{a, b}}
+	a.shares = append(a.shares, x)
+	if b != a {
+		b.shares = append(b.shares, x)
+	}
+	return x, nil
 }
 
-func (r *rings) close() {
-	for _, fd := range []int{r.memory, r.wait[0], r.wait[1], r.ring[0], r.ring[1]} {
-		if fd >= 0 {
-			_ = unix.Close(fd)
+// ownShare returns the slab between the process and the daemon, which makes it,
+// and the hub that serves it, with the first flow.
+func (s *session) ownShare() (*shared, error) {
+	m := s.m
+	m.shareMu.Lock()
+	defer m.shareMu.Unlock()
+	if s.own != nil {
+		return s.own, nil
+	}
+	if s.unshared {
+		return nil, errLeft
+	}
+	wait, err := s.waitFD()
+	if err != nil {
+		return nil, err
+	}
+	mine, err := ring.NewWaitFD()
+	if err != nil {
+		return nil, err
+	}
+	m.lastShare++
+	share, err := ring.NewShare(m.lastShare, ring.DefaultCapacity, [2]int{1 - daemonSide: wait, daemonSide: mine})
+	if err != nil {
+		_ = unix.Close(mine)
+		return nil, err
+	}
+	slab, err := share.Open(daemonSide)
+	if err != nil {
+		share.Close()
+		_ = unix.Close(mine)
+		return nil, err
+	}
+	hub, err := ring.NewHub(mine)
+	if err != nil {
+		share.Close()
+		_ = slab.Close()
+		return nil, err
+	}
+	hub.AddSlab(slab)
+	hub.Serve()
+	s.slab, s.hub = slab, hub
+	s.own = &shared{Share: share, sides: [2]*session{1 - daemonSide: s}}
+	s.shares = append(s.shares, s.own)
+	return s.own, nil
+}
+
+// take takes a slot of x for users flows.
+func (x *shared) take(users int32) (*slot, error) {
+	n, err := x.Take()
+	if err != nil {
+		return nil, err
+	}
+	s := &slot{share: x.Share, n: n}
+	s.users.Store(users)
+	return s, nil
+}
+
+// granted fills in what the process at side needs to open the slot, and returns
+// the descriptors, which stay ours. Until a reply with them is known to have
+// gone, each has them.
+func (x *shared) granted(g *ring.Grant, n uint32, side int) (fds []int) {
+	s := x.sides[side]
+	s.m.shareMu.Lock()
+	defer s.m.shareMu.Unlock()
+	*g = ring.Grant{Slab: x.ID, Slot: n, Side: side, NewSlab: !x.sent[side], NewWait: !s.waitSent}
+	if g.NewWait {
+		fds = append(fds, s.wait)
+	}
+	if g.NewSlab {
+		own := x.FDs(side)
+		fds = append(fds, own[:]...)
+	}
+	return fds
+}
+
+// told says that the process has what granted returned.
+func (x *shared) told(side int) {
+	s := x.sides[side]
+	s.m.shareMu.Lock()
+	defer s.m.shareMu.Unlock()
+	x.sent[side], s.waitSent = true, true
+}
+
+// unshare ends what the process shares with others. Its flows are closed.
+func (s *session) unshare() {
+	m := s.m
+	m.shareMu.Lock()
+	s.unshared = true
+	list, hub, slab, wait := s.shares, s.hub, s.slab, s.wait
+	s.shares, s.own, s.hub, s.slab, s.wait = nil, nil, nil, nil, -1
+	for _, x := range list {
+		for _, o := range x.sides {
+			if o != nil && o != s {
+				o.shares = slices.DeleteFunc(o.shares, func(y *shared) bool { return y == x })
+			}
 		}
 	}
-}
-
-// release says that one holder needs the descriptors no more.
-func (r *rings) release() {
-	if r.holders.Add(-1) == 0 {
-		r.close()
+	m.shareMu.Unlock()
+	if hub != nil {
+		hub.RemoveSlab(slab)
+		_ = hub.Close()
+		_ = slab.Close()
+	}
+	for _, x := range list {
+		for _, o := range x.sides {
+			if o != nil && o != s {
+				o.event(ipc.FlowEvent{Type: "slab", Slab: x.ID})
+			}
+		}
+		x.Close()
+	}
+	if wait >= 0 {
+		_ = unix.Close(wait)
 	}
 }
-
-func (r *rings) region() ipc.Region { return ipc.Region{Size: ring.RegionSize(r.capacity)} }
-
-// fds are the descriptors for the process at side, in the order of ipc.FlowResult.
-func (r *rings) fds(side int) []int { return []int{r.memory, r.wait[side], r.ring[1-side]} }
 
 // daemonSide is the daemon's side of a pair that it shares with a process.
 const daemonSide = 1
 
 // pump moves the packets of a flow between the rings of a process and the
-// layer. It is the flow's sink.
+// layer. It is the flow's sink, and the handler of what the process rings for.
 type pump struct {
 	f       *flow
 	end     *ring.End
-	done    chan struct{} // closed when run ended
+	waiter  *ring.HubEnd
 	dropped atomic.Uint64 // packets for which the ring had no room
 
-	leaving atomic.Bool // run stops once the ring is empty
+	rmu  sync.Mutex // guards the consumer half of end, and left
+	left bool       // nothing is taken any more
 
 	mu     sync.Mutex // guards the producer half of end, and closed
 	closed bool
 }
 
-// newPump takes the daemon's descriptors of f.rings.
+// newPump opens the daemon's end of the slot.
 func newPump(f *flow, mtu int) (*pump, error) {
-	r := f.rings
-	w, err := ring.NewWaiter(r.wait[daemonSide])
+	s := f.session
+	w, err := s.hub.End(s.slab, f.slot.n)
 	if err != nil {
 		return nil, err
 	}
-	r.wait[daemonSide] = -1
-	bell := ring.BellFromFD(r.ring[1-daemonSide])
-	r.ring[1-daemonSide] = -1
-	end, err := ring.Open(ring.Config{
-		Memory: r.memory, Size: ring.RegionSize(r.capacity), Side: daemonSide, MaxMessage: mtu, Waiter: w, Bell: bell,
-	})
+	end, err := s.slab.Open(f.slot.n, mtu, w, ring.Config{Spin: -1})
 	if err != nil {
 		_ = w.Close()
-		bell.Close()
 		return nil, err
 	}
-	return &pump{f: f, end: end, done: make(chan struct{})}, nil
+	return &pump{f: f, end: end, waiter: w}, nil
 }
 
-// Between two looks at whether the pump is leaving, and between two releases
-// of ring memory, run takes at most this many packets.
-const pumpBatch = 32
+// start begins to take what the process writes.
+func (p *pump) start() {
+	p.waiter.Handle(p.serve)
+	p.serve()
+}
 
-// run takes what the process writes and passes it down, until leave.
-func (p *pump) run() {
-	defer close(p.done)
-	grace := p.f.rings.capacity // bytes taken after leave: what the ring can hold
-	for {
-		n, err := p.take(&grace)
+const (
+	// pumpBatch is how many packets are taken between two releases of memory.
+	pumpBatch = 32
+	// pumpTurn is how many before the other flows of the process have theirs.
+	pumpTurn = 4 * pumpBatch
+)
+
+// serve takes what the process has written and passes it down.
+func (p *pump) serve() {
+	p.rmu.Lock()
+	defer p.rmu.Unlock()
+	for turn := 0; !p.left; {
+		n, err := p.take(nil)
 		p.end.Release()
 		switch {
-		case err == nil:
-			continue
-		case !errors.Is(err, ring.ErrEmpty):
+		case err != nil && !errors.Is(err, ring.ErrEmpty):
+			p.left = true
 			p.f.m.complain("process spoiled its flow", "pid", p.f.session.pid, "flow", p.f.id, "err", err)
 			p.f.event(ipcp.EventDealloc)
 			return
-		case n > 0:
-			continue
+		case err != nil && n == 0 && p.end.Arm():
+			return // it rings
 		}
-		// A process that closed its end writes no more, but a wait for it
-		// would return at once, for ever.
-		if p.leaving.Load() || p.end.Peer()&ring.Closed != 0 {
-			return
-		}
-		if p.end.WaitRead() != nil {
+		if turn += n; turn >= pumpTurn {
+			p.waiter.Again()
 			return
 		}
 	}
 }
 
-// take passes a batch down.
+// take passes a batch down, as long as grace, bytes that are still taken, lasts.
 func (p *pump) take(grace *int) (n int, err error) {
-	leaving := p.leaving.Load()
 	for n < pumpBatch {
 		msg, err := p.end.Next()
 		if err != nil {
 			return n, err
 		}
-		if leaving {
+		if grace != nil {
 			if *grace -= len(msg) + 8; *grace < 0 {
 				return 0, ring.ErrEmpty
 			}
@@ -163,14 +292,20 @@ func (p *pump) take(grace *int) (n int, err error) {
 	return n, nil
 }
 
-// leave lets run pass down what the process has written, and ends it.
+// leave passes down what the process has written, and takes nothing any more.
 func (p *pump) leave() {
-	p.leaving.Store(true)
-	p.end.Kick(ring.DirRead)
-	<-p.done
+	p.waiter.Handle(nil)
+	p.rmu.Lock()
+	defer p.rmu.Unlock()
+	grace := ring.DefaultCapacity // what the ring can hold
+	for !p.left {
+		n, err := p.take(&grace)
+		p.end.Release()
+		p.left = err != nil && (n == 0 || !errors.Is(err, ring.ErrEmpty))
+	}
 }
 
-// close unmaps the rings, after leave and after the flow was closed.
+// close gives up the rings, after leave and after the flow was closed.
 func (p *pump) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

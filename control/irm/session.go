@@ -14,6 +14,7 @@ import (
 
 	"github.com/o7s/o7s-router/lib/ipc"
 	"github.com/o7s/o7s-router/lib/o7serr"
+	"github.com/o7s/o7s-router/lib/ring"
 )
 
 // maxPending bounds the requests of one connection that wait for an answer:
@@ -54,6 +55,15 @@ type session struct {
 	sending bool            // a goroutine sends events
 	ended   bool            // no events any more
 
+	// Rings of its flows; guarded by IRM.shareMu.
+	wait     int  // descriptor on which the process waits; -1: none
+	waitSent bool // the process has it
+	shares   []*shared
+	own      *shared    // with the daemon; slab and hub are the daemon's side
+	slab     *ring.Slab // set with own, and read by its flows
+	hub      *ring.Hub
+	unshared bool // nothing is shared any more
+
 	appMu sync.Mutex // guards app
 	app   *appPort   // nil until a flow can use it
 }
@@ -91,7 +101,7 @@ func (m *IRM) serve(conn *ipc.Conn) {
 	s := &session{
 		m: m, conn: conn, pid: peer.PID, uid: peer.UID,
 		admin: peer.UID == 0 || peer.UID == uint32(os.Geteuid()) || slices.ContainsFunc(m.cfg.Groups, peer.InGroup),
-		flows: map[uint32]*flow{}, pending: map[uint64]context.CancelCauseFunc{},
+		flows: map[uint32]*flow{}, pending: map[uint64]context.CancelCauseFunc{}, wait: -1,
 	}
 	s.ctx, s.cancel = context.WithCancel(m.ctx)
 	m.mu.Lock()
@@ -254,6 +264,7 @@ func (s *session) end() {
 	for _, f := range flows {
 		f.close()
 	}
+	s.unshare()
 	s.closeApp()
 	if prog != "" {
 		m.log.Debug("process left", "pid", s.pid, "prog", prog, "flows", len(flows))

@@ -69,8 +69,9 @@ type Lab struct {
 	dir  string
 	hold func() // gives the lock back; nil when not held
 
-	mu      sync.Mutex             // guards clients
+	mu      sync.Mutex             // guards what follows
 	clients map[string]*ipc.Client // by host
+	relays  []*relay
 }
 
 // New prepares a lab; nothing is made yet.
@@ -202,7 +203,8 @@ func (l *Lab) down() error {
 	}
 	clear(l.clients)
 	l.mu.Unlock()
-	if err := clean(l.dir, nsPrefix(l.name)); err != nil {
+	err := errors.Join(l.endRelays(), clean(l.dir, nsPrefix(l.name)))
+	if err != nil {
 		return fmt.Errorf("take lab %s down: %w", l.name, err)
 	}
 	return nil
@@ -231,8 +233,7 @@ func (l *Lab) up(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	for i := range l.topo.Links {
 		g.Go(func() error {
-			k := &l.topo.Links[i]
-			return addLink(k, l.Namespace(k.Ends[0]), l.Namespace(k.Ends[1]))
+			return l.addLink(&l.topo.Links[i])
 		})
 	}
 	if !l.opt.NoDaemons {

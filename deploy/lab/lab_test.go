@@ -198,6 +198,7 @@ defaults = { mtu = 1600 }
 [[link]]
 ends = ["h1", "h2"]
 gro = true
+gso = false
 tx_checksum = false
 addresses = ["10.1.2.1/24", "10.1.2.2/24"]
 [[link]]
@@ -239,10 +240,10 @@ devices = ["x", "y"]
 			t.Errorf("%s on %s: mtu %d, address %v, state %v", tc.dev, tc.host, a.MTU, a.HardwareAddr, a.OperState)
 		}
 	}
-	for host, want := range map[string][2]uint32{"h1": {1, 0}, "h2": {1, 0}, "h3": {0, 1}} {
+	for host, want := range map[string][3]uint32{"h1": {1, 0, 0}, "h2": {1, 0, 0}, "h3": {0, 1, 1}} {
 		dev := map[string]string{"h1": "e12", "h2": "e21", "h3": "right"}[host]
 		err := inNetns(l.Namespace(host), func() error {
-			for i, cmd := range []uint32{unix.ETHTOOL_GGRO, unix.ETHTOOL_GTXCSUM} {
+			for i, cmd := range []uint32{unix.ETHTOOL_GGRO, unix.ETHTOOL_GTXCSUM, unix.ETHTOOL_GGSO} {
 				got, err := getFeature(dev, cmd)
 				if err != nil {
 					return err

@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/o7s/o7s-router/deploy/lab/impair"
 )
 
 // Topology is a lab as written in its file. Get it from Load or Parse, which
@@ -61,12 +63,36 @@ type Link struct {
 	Addresses []string `toml:"addresses"` // IP prefixes of the two ends, for comparisons with IP
 	MTU       int      `toml:"mtu"`
 	GRO       *bool    `toml:"gro"`
+	GSO       *bool    `toml:"gso"` // segmentation by the kernel behind its stack; on when absent
 	// TxChecksum false turns transmit checksum offload off, which IP needs when
 	// its packets pass an XDP program.
 	TxChecksum *bool `toml:"tx_checksum"`
+	// Impair puts a relay into the link, in a namespace of its own, that
+	// makes it bad in both directions (package impair). It runs in the process
+	// that calls Up, and ends with it. Transmit checksum offload is off then.
+	Impair *Impair `toml:"impair"`
 
 	a, b int // indexes of the hosts
 	nth  int // among the links between the two
+}
+
+// Impair is what happens to the frames of a link; see impair.Impairment.
+type Impair struct {
+	Loss      float64  `toml:"loss"`      // share of the frames, 0 to 1
+	Duplicate float64  `toml:"duplicate"` // share
+	Reorder   float64  `toml:"reorder"`   // share, held back for HoldBack
+	HoldBack  Duration `toml:"hold_back"`
+	Delay     Duration `toml:"delay"` // each way
+	Rate      int64    `toml:"rate"`  // bit/s; absent: as fast as it goes
+	Backlog   Duration `toml:"backlog"`
+	Seed      uint64   `toml:"seed"`
+}
+
+func (m *Impair) impairment() impair.Impairment {
+	return impair.Impairment{
+		Loss: m.Loss, Duplicate: m.Duplicate, Reorder: m.Reorder, HoldBack: time.Duration(m.HoldBack),
+		Delay: time.Duration(m.Delay), Rate: m.Rate, Backlog: time.Duration(m.Backlog),
+	}
 }
 
 // Layer is a layer above the links.
@@ -342,6 +368,19 @@ func (c *checker) links() {
 		}
 		if l.TxChecksum == nil {
 			l.TxChecksum = t.Defaults.TxChecksum
+		}
+		if l.Impair != nil {
+			if l.TxChecksum == nil {
+				// The relay passes frames on as they are.
+				off := false
+				l.TxChecksum = &off
+			}
+			if err := l.Impair.impairment().Check(); err != nil {
+				c.fail(path+".impair", "%v", err)
+			}
+			if most := impair.MaxMTU; l.MTU > most {
+				c.fail(path+".impair", "mtu %d: a relay takes up to %d", l.MTU, most)
+			}
 		}
 		if n := len(l.Addresses); n != 0 && n != 2 {
 			c.fail(path+".addresses", "a link has 2 addresses, not %d", n)

@@ -47,32 +47,48 @@ func mac(i, j, nth int) net.HardwareAddr {
 // namespaces the kernel can report the loss of the carrier a second late.
 func (l *Link) index() int { return 1000 + (l.a<<8|l.b)*16 + l.nth }
 
-// addLink makes the two ends where they belong, so that no name exists in the
-// lab's own namespace, and brings them up.
-func addLink(l *Link, nsA, nsB string) error {
-	what := fmt.Sprintf("link %s:%s - %s:%s", l.Ends[0], l.Devices[0], l.Ends[1], l.Devices[1])
-	peer, err := netns.GetFromName(nsB)
+// vethEnd is one end of a veth pair to be made.
+type vethEnd struct {
+	ns, dev string
+	mac     net.HardwareAddr // nil: the kernel's choice
+}
+
+// addVeth makes the two ends where they belong, so that no name exists in the
+// lab's own namespace. index is that of the first end, 0 for any.
+func addVeth(a, b vethEnd, mtu, index int) error {
+	peer, err := netns.GetFromName(b.ns)
 	if err != nil {
-		return fmt.Errorf("%s: namespace %s: %w", what, nsB, err)
+		return fmt.Errorf("namespace %s: %w", b.ns, err)
 	}
 	defer peer.Close()
-	err = at(nsA, func(h *netlink.Handle) error {
+	return at(a.ns, func(h *netlink.Handle) error {
 		attrs := netlink.NewLinkAttrs()
-		attrs.Name, attrs.MTU, attrs.HardwareAddr = l.Devices[0], l.MTU, mac(l.a, l.b, l.nth)
-		attrs.Index = l.index()
+		attrs.Name, attrs.MTU, attrs.HardwareAddr, attrs.Index = a.dev, mtu, a.mac, index
 		v := netlink.NewVeth(attrs)
-		v.PeerName, v.PeerHardwareAddr, v.PeerNamespace = l.Devices[1], mac(l.b, l.a, l.nth), netlink.NsFd(peer)
+		v.PeerName, v.PeerHardwareAddr, v.PeerNamespace = b.dev, b.mac, netlink.NsFd(peer)
 		return h.LinkAdd(v)
 	})
-	if err != nil {
+}
+
+// addLink makes a link's devices and brings them up. With a relay in the link
+// each end is connected to a device of the relay's namespace.
+func (l *Lab) addLink(k *Link) error {
+	what := fmt.Sprintf("link %s:%s - %s:%s", k.Ends[0], k.Devices[0], k.Ends[1], k.Devices[1])
+	a := vethEnd{l.Namespace(k.Ends[0]), k.Devices[0], mac(k.a, k.b, k.nth)}
+	b := vethEnd{l.Namespace(k.Ends[1]), k.Devices[1], mac(k.b, k.a, k.nth)}
+	if k.Impair != nil {
+		if err := l.addRelay(k, a, b); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+	} else if err := addVeth(a, b, k.MTU, k.index()); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	// Both ends have their features before one is up: what the kernel knows of
 	// a veth's ability to take redirected frames is as its peer was then.
 	for _, step := range []func(*Link, int, string) error{setFeatures, setUp} {
-		for e, ns := range []string{nsA, nsB} {
-			if err := step(l, e, ns); err != nil {
-				return fmt.Errorf("%s: device %s: %w", what, l.Devices[e], err)
+		for e, ns := range []string{a.ns, b.ns} {
+			if err := step(k, e, ns); err != nil {
+				return fmt.Errorf("%s: device %s: %w", what, k.Devices[e], err)
 			}
 		}
 	}
@@ -80,7 +96,7 @@ func addLink(l *Link, nsA, nsB string) error {
 }
 
 func setFeatures(l *Link, end int, ns string) error {
-	if l.GRO == nil && l.TxChecksum == nil {
+	if l.GRO == nil && l.GSO == nil && l.TxChecksum == nil {
 		return nil
 	}
 	dev := l.Devices[end]
@@ -88,6 +104,11 @@ func setFeatures(l *Link, end int, ns string) error {
 		if l.TxChecksum != nil {
 			if err := setFeature(dev, unix.ETHTOOL_STXCSUM, *l.TxChecksum); err != nil {
 				return fmt.Errorf("transmit checksum offload: %w", err)
+			}
+		}
+		if l.GSO != nil {
+			if err := setFeature(dev, unix.ETHTOOL_SGSO, *l.GSO); err != nil {
+				return fmt.Errorf("GSO: %w", err)
 			}
 		}
 		if l.GRO != nil {

@@ -22,6 +22,7 @@ const (
 )
 
 const (
+	unsentMax    = 128     // packets that may wait behind the pacer: enough for a burst
 	startWindow  = 64      // packets we may send before the first grant (spec 30 §3)
 	refWindow    = 256     // packets granted to a reference peer: its own constant
 	maxWindow    = 1 << 15 // packets, bound of what a Config may ask for
@@ -32,13 +33,13 @@ const (
 	plausible    = 1 << 16 // an edge this near was computed from our sequence numbers
 	dupThreshold = 3       // duplicate acknowledgements that mean a loss
 	sweepMax     = 64      // packets sent again at once when time is up
-	maxDupAcks   = 8       // owed at once; more tell the peer nothing
 	eosCopies    = 3       // of an end of stream on a flow without retransmission
 )
 
 const (
 	ackDelay   = int64(10 * time.Millisecond) // as the reference (spec 30 §6)
 	ackEvery   = 4                            // packets that end the delay early
+	ackBulk    = 8                            // the same, of a run that was longer than a reference window
 	rdvsEvery  = int64(100 * time.Millisecond)
 	firstRTO   = int64(time.Second)
 	minRTO     = int64(30 * time.Millisecond) // above the delay of acknowledgements (oddity 10)
@@ -48,6 +49,11 @@ const (
 	// counts whole seconds from arrivals, and takes a new run too early for
 	// part of the old one.
 	runSlack = 2 // s
+)
+
+const (
+	defaultWindow = 8192     // packets: 12 MB, a gigabit for 100 ms
+	defaultBuffer = 32 << 20 // bytes
 )
 
 // DefaultMaxMessage bounds what fragments are assembled to.
@@ -90,9 +96,13 @@ type Config struct {
 	MaxPacket int
 	// MaxMessage bounds assembled messages; 0: DefaultMaxMessage.
 	MaxMessage int
-	// Window is how many packets may be on the way in each direction between
-	// our own ends; 0: 256, at most 32768. A reference peer is granted 256.
+	// Window bounds how many packets may be on the way in each direction
+	// between our own ends, once the path turns out to need them; 0: 8192, at
+	// most 32768. A reference peer is granted 256.
 	Window int
+	// Buffer bounds the bytes of received packets that wait for those before
+	// them or for the program, about; 0: 32 MiB.
+	Buffer int
 	// Rand gives the first sequence number of each run. Required.
 	Rand func() uint32
 	// Codec is the header encoding; nil: Header12.
@@ -100,8 +110,14 @@ type Config struct {
 	// Cipher encrypts the flow; nil: it is not encrypted.
 	Cipher Cipher
 	// Plain hides what we are: no Ext bit, so the peer takes us for a reference
-	// end, and so do we the peer. For measurements and tests.
+	// end, and so do we the peer. For tests.
 	Plain bool
+	// Spec is the algorithm of spec 30 §4-§8 alone, without what we do better:
+	// Plain, a retransmission timer for each packet from 250 µs on, and
+	// acknowledgements that follow what the program reads, 10 ms late. What
+	// keeps it from getting stuck (oddities 1, 5, 13 and 14) stays. For
+	// comparisons.
+	Spec bool
 }
 
 // Stats counts since New.
@@ -128,9 +144,11 @@ type Conn struct {
 	hdr, trailer int
 	maxPayload   int
 	maxMessage   int
-	window       uint32
+	window       uint32 // most packets on the way
+	buffer       int
 	reliable     bool
 	plain        bool
+	spec         bool
 	linger       bool
 	ext          bool // the peer is one of ours
 	err          error
@@ -156,7 +174,6 @@ type Conn struct {
 	rto             int64
 	backoff         uint8
 	ackTime         int64 // ns, lwe moved
-	dups            int
 	recovering      bool
 	recover         uint32
 	resend          bool   // lwe is to be sent again
@@ -172,6 +189,25 @@ type Conn struct {
 	closedAt        int64
 	announceDue     bool
 
+	// Sender of a reliable flow between our own ends.
+	model     *model
+	sacked    spanSet // what the peer has beyond lwe
+	sackedN   int     // packets in it
+	inFlight  uint64  // bytes on the way
+	flying    int     // packets on the way
+	lostN     int     // packets to be sent again
+	lostHint  uint32  // none is before it
+	high      uint32  // behind the highest that was delivered
+	rackSent  int64   // when the newest packet that was delivered was sent
+	rackSeq   uint32
+	rackRTT   int64
+	rackAt    int64 // then more may be lost
+	reordered bool  // packets overtake each other on this path
+	lastSent  int64
+	probing   bool // the last packet was sent again, nothing was heard since
+	probe     uint32
+	probeDue  bool
+
 	// Receiver: everything before next was received.
 	rRun      bool
 	next      uint32
@@ -182,6 +218,10 @@ type Conn struct {
 	rData     int64  // ns, last packet with data or a start of the run
 	early     ring[arrival]
 	earlyN    int
+	ooo       spanSet // the numbers of early
+	tlv       []byte  // the payload of a control packet
+	granted   uint32  // packets: the window, as it has grown
+	grown     uint32  // next when it did
 	ready     ring[message]
 	rHead     uint32
 	rTail     uint32
@@ -195,7 +235,6 @@ type Conn struct {
 	ackCount  int
 	ackAt     int64
 	ctlDue    bool
-	dupAcks   int
 }
 
 // New returns one end of a flow that was allocated now.
@@ -203,9 +242,9 @@ func New(cfg Config) (*Conn, error) {
 	m := ModeOf(cfg.QoS)
 	c := &Conn{
 		codec: cfg.Codec, cipher: cfg.Cipher, rand: cfg.Rand,
-		maxMessage: cfg.MaxMessage, window: refWindow,
-		reliable: m == Reliable, linger: m == Reliable, plain: cfg.Plain,
-		rto: firstRTO, ackAt: Never, rdvsAt: Never,
+		maxMessage: cfg.MaxMessage, window: defaultWindow, granted: refWindow, buffer: cfg.Buffer,
+		reliable: m == Reliable, linger: m == Reliable, plain: cfg.Plain || cfg.Spec, spec: cfg.Spec,
+		rto: firstRTO, ackAt: Never, rdvsAt: Never, rackAt: Never,
 	}
 	if m == Bare {
 		return nil, errors.New("frcp: the qos of the flow does not ask for ordering")
@@ -219,11 +258,15 @@ func New(cfg Config) (*Conn, error) {
 	if c.maxMessage == 0 {
 		c.maxMessage = DefaultMaxMessage
 	}
+	if c.buffer == 0 {
+		c.buffer = defaultBuffer
+	}
 	if cfg.Window < 0 || cfg.Window > maxWindow {
 		return nil, fmt.Errorf("frcp: window of %d packets is not within 1..%d", cfg.Window, maxWindow)
 	} else if cfg.Window > 0 {
 		c.window = uint32(cfg.Window)
 	}
+	c.granted = min(c.granted, c.window)
 	c.hdr = c.codec.Len()
 	if c.cipher != nil {
 		c.pre, c.suf = c.cipher.Overhead()
@@ -309,7 +352,8 @@ func (c *Conn) fail(err error) {
 	c.dropEarly()
 	c.dropPart()
 	c.blocked, c.resend, c.ctlDue, c.rdvsDue, c.announceDue = false, false, false, false, false
-	c.dupAcks, c.ackAt, c.eosLeft, c.finalAck = 0, Never, 0, false
+	c.ackAt, c.eosLeft, c.finalAck = Never, 0, false
+	c.clearFlight()
 }
 
 // Close ends the flow (spec 30 §9): what was not read is dropped, an end of
@@ -334,7 +378,7 @@ func (c *Conn) Close(now int64) {
 	c.readyPkts = 0
 	c.dropPart()
 	c.growWindow()
-	c.finalAck = c.err == nil && c.rRun && c.next != c.acked && now-c.rAct <= int64(maxAckTime)
+	c.finalAck = c.err == nil && c.rRun && c.ackNext() != c.acked && now-c.rAct <= int64(maxAckTime)
 }
 
 // Done reports, after Close, that nothing is left to do: all is sent and, if
@@ -361,10 +405,10 @@ func (c *Conn) Release() {
 // Trim drops spare memory of a Conn on which nothing is under way.
 func (c *Conn) Trim() {
 	if c.lwe == c.seqno {
-		c.out.s = nil
+		c.out.s, c.sacked.s = nil, nil
 	}
 	if c.earlyN == 0 {
-		c.early.s = nil
+		c.early.s, c.ooo.s = nil, nil
 	}
 	if c.rHead == c.rTail {
 		c.ready.s = nil
@@ -395,6 +439,9 @@ func (c *Conn) Deadline() int64 {
 		return 0
 	}
 	d := c.ackAt
+	if c.paced() {
+		d = min(d, c.deadlineExt())
+	}
 	if c.rclosed && !c.Done() {
 		d = min(d, c.closedAt+int64(maxRtxTime))
 	}
@@ -402,12 +449,18 @@ func (c *Conn) Deadline() int64 {
 		d = min(d, c.rdvsAt, max(c.lastRx, c.blockedAt)+int64(maxRtxTime))
 	}
 	if c.reliable && c.lwe != c.nxt {
-		d = min(d, c.rtoAt(), c.out.at(c.lwe).first+int64(maxRtxTime))
+		d = min(d, c.out.at(c.lwe).first+int64(maxRtxTime))
+		switch {
+		case c.spec:
+			d = min(d, c.specAt())
+		case !c.paced():
+			d = min(d, c.rtoAt())
+		}
 	}
 	return d
 }
 
 func (c *Conn) sendNow() bool {
-	return c.nxt != c.seqno || c.dupAcks > 0 || c.resend || c.sweep != c.sweepEnd || c.ctlDue || c.rdvsDue ||
+	return c.nxt != c.seqno && !c.paced() || c.probeDue || c.resend || c.sweep != c.sweepEnd || c.ctlDue || c.rdvsDue ||
 		c.finalAck || c.announceDue || c.eosLeft > 0
 }

@@ -134,9 +134,9 @@ func TestPeerVanishes(t *testing.T) {
 		b := newConn(t, Config{QoS: spec, Rand: rands(2)})
 		w := newNetwork(1, a, b, link{delay: ms})
 		start := w.now
-		cut := func(now int64) bool { return now-start > 200*ms }
+		cut := func(now int64) bool { return now-start > 20*ms }
 		w.links[0].cut, w.links[1].cut = cut, cut
-		pa, pb := &app{c: a, out: msgs(1, 100000, 8, 100), readSize: 2000}, &app{c: b, readSize: 2000, pause: func(now int64) bool { return now-start > 100*ms }}
+		pa, pb := &app{c: a, out: msgs(1, 100000, 8, 100), readSize: 2000}, &app{c: b, readSize: 2000, pause: func(now int64) bool { return now-start > 10*ms }}
 		if !w.run(400*time.Second, func() bool { pa.run(w.now); pb.run(w.now); return pa.err != nil }) {
 			t.Fatalf("%v: no error after %v", ModeOf(spec), time.Duration(w.now-start))
 		}

@@ -14,6 +14,17 @@ type slot struct {
 	flags Flags       // Data, DRF and fragment bits
 	again bool        // sent more than once
 	vague bool        // an acknowledgement may be for any of them: no RTT sample (Karn)
+
+	// Between our own ends, see loss.go and rate.go.
+	flying      bool   // on the way, as far as is known
+	lost        bool   // to be sent again
+	sacked      bool   // at the peer, behind a hole
+	limited     bool   // sent while the program was the limit
+	size        uint32 // bytes of the packet
+	delivered   uint64 // what the peer had when it was sent, bytes
+	deliveredAt int64  // and since when
+	firstSent   int64  // of the packet delivered then
+	due         int64  // to be sent again, with Config.Spec
 }
 
 // arrival is one packet of the receiver that waits for those before it.

@@ -40,8 +40,7 @@ func (c *Conn) Input(now int64, p []byte) {
 	c.stats.Received++
 	c.lastRx = now
 	if h.Flags&Ext != 0 && !c.plain && sure && !c.ext {
-		c.ext = true
-		c.growWindow()
+		c.meet()
 	}
 
 	fresh := false
@@ -58,7 +57,11 @@ func (c *Conn) Input(now int64, p []byte) {
 		}
 	}
 	c.rAct = now
-	c.onControl(now, h)
+	var more []byte
+	if h.Flags&Data == 0 && h.Flags&Ext != 0 && c.ext {
+		more = p
+	}
+	c.onControl(now, h, more)
 	if h.Flags&RDVS != 0 {
 		if c.rRun {
 			c.growWindow()
@@ -71,9 +74,24 @@ func (c *Conn) Input(now int64, p []byte) {
 	c.pump(now)
 }
 
-// onControl takes the acknowledgement and the edge. Without a run of ours they
+// meet notes that the peer is one of ours.
+func (c *Conn) meet() {
+	c.ext = true
+	if c.reliable {
+		c.model = new(model)
+		c.rackAt, c.high, c.rackSent = Never, c.lwe, 0
+		for n := c.lwe; n != c.nxt; n++ {
+			c.enter(c.out.at(n))
+		}
+		c.resend, c.sweep = false, c.sweepEnd
+	}
+	c.growWindow()
+}
+
+// onControl takes the acknowledgement, the edge, and what a control packet of an
+// end of ours has behind its header. Without a run of ours they
 // mean nothing, and those of a peer in the state of oddity 1 never do.
-func (c *Conn) onControl(now int64, h Header) {
+func (c *Conn) onControl(now int64, h Header, more []byte) {
 	if !c.sRun {
 		return
 	}
@@ -104,7 +122,14 @@ func (c *Conn) onControl(now int64, h Header) {
 	}
 	if ackOK && c.reliable {
 		c.conf = true
-		c.onAck(now, h, h.Flags&Data == 0, moved)
+		switch {
+		case c.paced():
+			c.ackExt(now, h.Ack, more)
+		case c.spec:
+			c.specAck(now, h.Ack)
+		default:
+			c.onAck(now, h.Ack)
+		}
 	}
 	if c.blocked && c.open() && (moved || c.reliable) {
 		c.unblock()
@@ -136,14 +161,23 @@ func (c *Conn) newRun(now int64, seq uint32) bool {
 	c.rEdge = seq + c.grant() - min(c.readyPkts, c.grant())
 	c.advEdge = c.rEdge
 	c.ackCount = 0
+	c.grown = seq
 	return true
 }
 
+// grant is the window in packets. Between our own ends it doubles with each
+// window of packets that the program reads in time, as far as memory allows:
+// the sender's model, not this, decides how many are on the way.
 func (c *Conn) grant() uint32 {
-	if c.ext {
-		return c.window
+	if !c.ext {
+		return min(refWindow, max(c.window, 1))
 	}
-	return refWindow
+	if c.reliable && c.next-c.grown >= c.granted && c.readyPkts <= c.granted/2 {
+		c.grown = c.next
+		limit := max(refWindow, uint32(c.buffer/(c.maxPayload+packet.Headroom)))
+		c.granted = max(c.granted, min(2*c.granted, c.window, limit))
+	}
+	return c.granted
 }
 
 // growWindow moves the edge as far as the room for packets allows, never back.
@@ -160,7 +194,7 @@ func (c *Conn) growWindow() {
 	if !c.reliable {
 		every = min(every, updateEvery)
 	}
-	if c.rEdge-c.advEdge >= every {
+	if c.rEdge-c.advEdge >= every && !(c.spec && c.reliable) {
 		c.ctlDue = true
 	}
 }
@@ -215,10 +249,16 @@ func (c *Conn) onData(now int64, h Header, p []byte, fresh bool) {
 		}
 		*a = arrival{buf: packet.From(p), flags: f, full: true}
 		c.earlyN++
-		if c.ext {
-			c.dupAcks = min(c.dupAcks+1, maxDupAcks)
-		} else {
+		if !c.ext {
 			c.ackAt = min(c.ackAt, now+ackDelay)
+			return
+		}
+		end, _ := c.ooo.end()
+		c.ooo.add(h.Seq, h.Seq+1, nil)
+		if newHole := c.earlyN == 1 || h.Seq != end; newHole {
+			c.ctlDue = true
+		} else {
+			c.countAck(now)
 		}
 		return
 	}
@@ -236,12 +276,28 @@ func (c *Conn) onData(now int64, h Header, p []byte, fresh bool) {
 		c.next++
 		c.accept(f, b)
 	}
-	c.growWindow()
-	if c.ackCount++; filled || c.ackCount >= ackEvery {
-		c.ctlDue = true
-	} else {
-		c.ackAt = min(c.ackAt, now+ackDelay)
+	if filled && c.ext {
+		c.ooo.trim(c.next)
 	}
+	c.growWindow()
+	if filled && !c.spec {
+		c.ctlDue = true
+		return
+	}
+	c.countAck(now)
+}
+
+// countAck acknowledges one more packet: some at a time, or after a while.
+func (c *Conn) countAck(now int64) {
+	every := ackEvery
+	if c.granted > refWindow {
+		every = ackBulk
+	}
+	if c.ackCount++; c.ackCount >= every && !c.spec {
+		c.ctlDue = true
+		return
+	}
+	c.ackAt = min(c.ackAt, now+ackDelay)
 }
 
 // accept takes the next packet in order; it owns b.
@@ -327,6 +383,7 @@ func (c *Conn) dropEarly() {
 		}
 	}
 	c.earlyN = 0
+	c.ooo.clear()
 }
 
 // Readable reports whether Read would return something other than ErrWouldBlock.

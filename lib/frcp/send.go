@@ -68,13 +68,35 @@ func (c *Conn) startRun(now int64) {
 	s := c.rand()
 	c.lwe, c.nxt, c.seqno, c.rwe = s, s, s, s+startWindow
 	c.sRun, c.conf, c.sAct, c.ackTime = true, false, now, now
-	c.backoff, c.dups, c.recovering, c.resend = 0, 0, false, false
+	c.backoff, c.recovering, c.resend = 0, false, false
+	c.clearFlight()
 	c.stale, c.rdvsOut, c.sweep, c.sweepEnd = 0, false, s, s
 	c.unblock()
 }
 
 func (c *Conn) open() bool {
-	return before(c.seqno, c.rwe) && c.seqno-c.lwe < c.window
+	if !before(c.seqno, c.rwe) {
+		return false
+	}
+	if !c.paced() {
+		return c.seqno-c.lwe < refWindow
+	}
+	// What waits for the pacer is bounded, so that a program is not ahead of
+	// the path by a window of thousands of packets. Once that is full it has
+	// to be half empty, so that the writer does not wake for each packet.
+	limit := uint32(unsentMax)
+	if c.blocked {
+		limit /= 2
+	}
+	return c.seqno-c.nxt < limit && c.seqno-c.lwe < c.window
+}
+
+// clearFlight forgets what is on the way.
+func (c *Conn) clearFlight() {
+	c.sacked.clear()
+	c.sackedN, c.inFlight, c.flying, c.lostN = 0, 0, 0, 0
+	c.high, c.rackSent, c.rackAt = c.seqno, 0, Never
+	c.probing, c.probeDue = false, false
 }
 
 func (c *Conn) block(now int64) {
@@ -94,7 +116,11 @@ func (c *Conn) queue(b *packet.Buf, frag Flags) {
 	if n == 0 || !c.reliable {
 		f |= DRF
 	}
-	*c.out.at(c.seqno) = slot{buf: b, flags: f}
+	size := c.pre + c.hdr + c.suf + c.trailer
+	if b != nil {
+		size += b.Len()
+	}
+	*c.out.at(c.seqno) = slot{buf: b, flags: f, size: uint32(size)}
 	c.seqno++
 }
 
@@ -150,12 +176,46 @@ func (c *Conn) Poll(now int64, dst []byte) int {
 		if c.lwe == c.nxt || c.ext || c.conf || !c.reliable {
 			c.stats.Control++
 			c.acknowledged()
-			return c.seal(dst, Header{Flags: Ack, Ack: c.next}, nil)
+			return c.seal(dst, Header{Flags: Ack, Ack: c.ackNext()}, nil)
 		}
 	}
-	if c.dupAcks > 0 {
-		c.dupAcks--
+	if c.ctlDue && c.earlyN > 0 && c.ext {
+		// What is missing must not wait for data of this direction.
+		c.ctlDue = false
 		if n := c.control(now, dst, 0); n > 0 {
+			return n
+		}
+	}
+	if c.paced() {
+		if n := c.pollExt(now, dst); n > 0 {
+			return n
+		}
+	} else if n := c.pollPlain(now, dst); n > 0 {
+		return n
+	}
+	if c.eosLeft > 0 {
+		c.eosLeft--
+		return c.seal(dst, c.dataHeader(now, Data|DRF, c.nxt-1), nil)
+	}
+	if c.rdvsDue {
+		c.rdvsDue = false
+		if n := c.control(now, dst, RDVS); n > 0 {
+			c.rdvsOut = true
+			return n
+		}
+	}
+	if c.ctlDue || c.announceDue {
+		c.ctlDue, c.announceDue = false, false
+		return c.control(now, dst, 0)
+	}
+	return 0
+}
+
+// pollPlain sends data as the specification has it: what was lost, then what is
+// new.
+func (c *Conn) pollPlain(now int64, dst []byte) int {
+	if c.spec && c.reliable {
+		if n := c.specPoll(now, dst); n > 0 {
 			return n
 		}
 	}
@@ -178,28 +238,13 @@ func (c *Conn) Poll(now int64, dst []byte) int {
 	if c.nxt != c.seqno {
 		return c.sendNext(now, dst)
 	}
-	if c.eosLeft > 0 {
-		c.eosLeft--
-		return c.seal(dst, c.dataHeader(now, Data|DRF, c.nxt-1), nil)
-	}
-	if c.rdvsDue {
-		c.rdvsDue = false
-		if n := c.control(now, dst, RDVS); n > 0 {
-			c.rdvsOut = true
-			return n
-		}
-	}
-	if c.ctlDue || c.announceDue {
-		c.ctlDue, c.announceDue = false, false
-		return c.control(now, dst, 0)
-	}
 	return 0
 }
 
 func (c *Conn) timers(now int64) {
 	if now >= c.ackAt {
 		c.ackAt = Never
-		if c.next != c.acked || c.rEdge != c.advEdge {
+		if c.ackNext() != c.acked || c.rEdge != c.advEdge {
 			c.ctlDue = true
 		}
 	}
@@ -227,13 +272,15 @@ func (c *Conn) timers(now int64) {
 		switch s := c.out.at(c.lwe); {
 		case now-s.first >= int64(maxRtxTime):
 			c.fail(ErrDown)
+		case c.spec:
+		case c.paced():
+			c.timersExt(now)
 		case now >= c.rtoAt() && !c.resend && c.sweep == c.sweepEnd:
 			// Whatever has been out as long is due as well (the reference has
 			// a timer for each), but the less of it the longer nothing helps.
 			c.stats.RTOs++
 			c.sweep, c.sweepEnd = c.lwe, c.lwe+min(c.nxt-c.lwe, max(uint32(sweepMax)>>c.backoff, 1))
 			c.recovering, c.recover = true, c.nxt
-			c.dups = 0
 			c.backoff = min(c.backoff+1, 16)
 		}
 	}
@@ -252,7 +299,7 @@ func (c *Conn) dataHeader(now int64, f Flags, seq uint32) Header {
 		h.Window = c.rEdge & windowMask
 		if c.reliable && now-c.rAct <= int64(maxAckTime) {
 			h.Flags |= Ack
-			h.Ack = c.next
+			h.Ack = c.ackNext()
 			c.acknowledged()
 		}
 		c.advEdge = c.rEdge
@@ -266,7 +313,16 @@ func (c *Conn) dataHeader(now int64, f Flags, seq uint32) Header {
 func (c *Conn) active(now int64) bool { return c.rRun && now-c.rAct <= c.rExpire }
 
 func (c *Conn) acknowledged() {
-	c.acked, c.ackCount, c.ackAt, c.ctlDue = c.next, 0, Never, false
+	c.acked, c.ackCount, c.ackAt, c.ctlDue = c.ackNext(), 0, Never, false
+}
+
+// ackNext is what is acknowledged: everything that arrived in order or, with
+// Config.Spec, what the program has read of it.
+func (c *Conn) ackNext() uint32 {
+	if c.spec {
+		return c.next - c.readyPkts
+	}
+	return c.next
 }
 
 func (c *Conn) sendNext(now int64, dst []byte) int {
@@ -275,12 +331,31 @@ func (c *Conn) sendNext(now int64, dst []byte) int {
 	s.first, s.sent = now, now
 	c.nxt++
 	c.stats.Sent++
+	switch {
+	case c.paced():
+		c.fly(now, s)
+		if c.blocked && c.open() {
+			c.unblock()
+		}
+	case c.spec && c.reliable:
+		c.specSent(now, seq, s)
+	}
 	n := c.seal(dst, c.dataHeader(now, s.flags, seq), payload(s))
 	if !c.reliable {
 		c.free(seq)
 		c.lwe = c.nxt
 	}
+	if c.pend != nil || c.eosWanted && !c.eosSent {
+		c.pump(now)
+	}
 	return n
+}
+
+// fly notes that a packet is on the way.
+func (c *Conn) fly(now int64, s *slot) {
+	c.model.sent(now, s, c.flying == 0)
+	c.enter(s)
+	c.lastSent = now
 }
 
 // repeat sends an outstanding packet again, with fresh control fields
@@ -289,6 +364,10 @@ func (c *Conn) repeat(now int64, dst []byte, seq uint32, vague bool) int {
 	s := c.out.at(seq)
 	s.vague = s.again || vague || !c.ext
 	s.sent, s.again = now, true
+	if c.paced() {
+		c.leave(s)
+		c.fly(now, s)
+	}
 	c.stats.Resent++
 	return c.seal(dst, c.dataHeader(now, s.flags, seq), payload(s))
 }
@@ -324,7 +403,7 @@ func (c *Conn) control(now int64, dst []byte, f Flags) int {
 		c.advEdge = c.rEdge
 		if now-c.rAct <= int64(maxAckTime) {
 			h.Flags |= Ack
-			h.Ack = c.next
+			h.Ack = c.ackNext()
 			c.acknowledged()
 		}
 	}
@@ -333,6 +412,10 @@ func (c *Conn) control(now int64, dst []byte, f Flags) int {
 	}
 	c.sAct = now
 	c.stats.Control++
+	if c.ext && c.reliable && c.earlyN > 0 && h.Flags&Ack != 0 {
+		c.tlv = appendSack(c.tlv[:0], c.ooo.s, c.maxPayload)
+		return c.seal(dst, h, c.tlv)
+	}
 	return c.seal(dst, h, nil)
 }
 
@@ -365,51 +448,36 @@ func (c *Conn) free(seq uint32) {
 	*s = slot{}
 }
 
-// onAck takes an acknowledgement; false if it cannot be one of the run.
-func (c *Conn) onAck(now int64, h Header, bare, moved bool) {
-	if a := h.Ack; a != c.lwe {
-		sample := int64(-1)
-		// A packet that was repeated because the peer missed it, not because
-		// time was up, gives a sample; those behind it waited for it.
-		hole := c.out.at(c.lwe).again
-		for s := c.lwe; s != a; s++ {
-			switch sl := c.out.at(s); {
-			case sl.vague || sl.again && s != c.lwe:
-				sample = -2
-			case sample > -2 && (!hole || s == c.lwe):
-				sample = now - sl.sent
-			}
-			c.free(s)
-		}
-		if sample >= 0 {
-			c.sampleRTT(sample)
-		}
-		c.lwe, c.ackTime, c.backoff, c.dups = a, now, 0, 0
-		c.conf = true
-		if c.recovering {
-			if !before(a, c.recover) {
-				c.recovering, c.resend = false, false
-			} else {
-				// The next one is missing too (spec 30 §8 has nothing better:
-				// one loss is learnt per round trip without selective
-				// acknowledgement).
-				s := c.out.at(a)
-				c.resend = !s.again || now-s.sent >= c.srtt
-			}
-		}
+// onAck takes an acknowledgement of a peer that says no more than that.
+func (c *Conn) onAck(now int64, a uint32) {
+	if a == c.lwe {
 		return
 	}
-	if !bare || moved || !c.ext || !c.reliable || c.lwe == c.nxt {
-		return
+	sample := int64(-1)
+	// A packet that was repeated because the peer missed it, not because
+	// time was up, gives a sample; those behind it waited for it.
+	hole := c.out.at(c.lwe).again
+	for s := c.lwe; s != a; s++ {
+		switch sl := c.out.at(s); {
+		case sl.vague || sl.again && s != c.lwe:
+			sample = -2
+		case sample > -2 && (!hole || s == c.lwe):
+			sample = now - sl.sent
+		}
+		c.free(s)
 	}
-	c.dups++
-	switch s := c.out.at(c.lwe); {
-	case c.dups == dupThreshold && !c.recovering:
-		c.recovering, c.recover, c.resend = true, c.nxt, true
-		c.stats.FastRetransmits++
-	case c.recovering && c.dups >= dupThreshold && c.srtt > 0 && now-s.sent >= c.srtt+max(4*c.mdev, c.srtt/4):
-		c.resend = true // the repetition was lost as well
-		c.stats.FastRetransmits++
+	if sample >= 0 {
+		c.sampleRTT(sample)
+	}
+	c.lwe, c.ackTime, c.backoff, c.conf = a, now, 0, true
+	if c.recovering {
+		if !before(a, c.recover) {
+			c.recovering, c.resend = false, false
+		} else {
+			// The next one is missing too: one loss is learnt per round trip.
+			s := c.out.at(a)
+			c.resend = !s.again || now-s.sent >= c.srtt
+		}
 	}
 }
 

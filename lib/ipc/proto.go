@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 
 	"github.com/o7s/o7s-router/lib/qos"
+	"github.com/o7s/o7s-router/lib/ring"
 )
 
 // MaxMessage is the largest message in bytes; a longer one is an error for
@@ -47,10 +48,12 @@ type Reply struct {
 	Event  *FlowEvent      `json:"event,omitempty"` // with ID 0
 }
 
-// FlowEvent tells a program what happened to one of its flows.
+// FlowEvent tells a program what happened to one of its flows, or that the
+// process with which it shares a slab has left.
 type FlowEvent struct {
-	Flow uint32 `json:"flow"`
-	Type string `json:"type"` // down, up, dealloc, peer
+	Flow uint32 `json:"flow,omitempty"`
+	Type string `json:"type"` // down, up, dealloc, peer; slab
+	Slab uint32 `json:"slab,omitempty"`
 }
 
 // Op names an operation.
@@ -131,29 +134,28 @@ type DeallocArgs struct {
 	LingerMS int64  `json:"linger_ms,omitempty"`
 }
 
-// FlowResult describes a flow and the descriptors sent with it.
-//
-// Descriptor 0 is the memory (memfd) of the ring pair, 1 the eventfd this end
-// waits on (data to read, or room to write), 2 the eventfd that wakes the
-// other end. Side says which ring this end writes: side 0 writes ring 0 and
-// reads ring 1. With App set, descriptor 3 is the process's fast-path device.
+// FlowResult describes a flow and the descriptors sent with it: those of the
+// grant of its rings and, with App set and its NewFD, the process's fast-path
+// device.
 type FlowResult struct {
-	Flow   uint32   `json:"flow"`
-	Name   string   `json:"name"`
-	QoS    qos.Spec `json:"qos"`
-	MPL    uint32   `json:"mpl_ms"`
-	MTU    int      `json:"mtu"`
-	Layer  string   `json:"layer,omitempty"`
-	Direct bool     `json:"direct,omitempty"` // both ends on this machine, daemon off the path
-	Side   int      `json:"side"`
-	Ring   Region   `json:"ring"`
-	App    *AppPort `json:"app,omitempty"`
+	Flow   uint32     `json:"flow"`
+	Name   string     `json:"name"`
+	QoS    qos.Spec   `json:"qos"`
+	MPL    uint32     `json:"mpl_ms"`
+	MTU    int        `json:"mtu"`
+	Layer  string     `json:"layer,omitempty"`
+	Direct bool       `json:"direct,omitempty"` // both ends on this machine, daemon off the path
+	Ring   ring.Grant `json:"ring"`
+	App    *AppPort   `json:"app,omitempty"`
 }
 
-// Region is a part of a shared memory object.
-type Region struct {
-	Offset int64 `json:"offset"`
-	Size   int64 `json:"size"`
+// FDs is the number of descriptors that come with the result.
+func (r *FlowResult) FDs() int {
+	n := r.Ring.FDs()
+	if r.App != nil && r.App.NewFD {
+		n++
+	}
+	return n
 }
 
 // AppPort says that the flow's packets go through the process's fast-path
@@ -163,7 +165,7 @@ type AppPort struct {
 	Device   string `json:"device"`
 	Handle   uint32 `json:"handle"`
 	Headroom int    `json:"headroom"`
-	NewFD    bool   `json:"new_fd"` // descriptor 3 is present in this message
+	NewFD    bool   `json:"new_fd"` // its descriptor is the last of this message
 }
 
 // IPCPArgs name an IPC process; Type for creation.

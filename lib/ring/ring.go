@@ -148,6 +148,7 @@ type Config struct {
 // The remaining methods, Close excepted, may be called at any time.
 type End struct {
 	mem    []byte // the region; nil after Close
+	mapped bool   // by this end alone
 	max    int
 	waiter Waiter
 	bell   *Bell
@@ -216,8 +217,18 @@ func Open(c Config) (*End, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map rings: %w", err)
 	}
-	if word32(m, offMagic).Load() != magic || word64(m, offCapacity).Load() != uint64(capacity) {
+	e, err := attach(m, capacity, c)
+	if err != nil {
 		unix.Munmap(m)
+		return nil, err
+	}
+	e.mapped = true
+	return e, nil
+}
+
+// attach makes an end of the region in m.
+func attach(m []byte, capacity int, c Config) (*End, error) {
+	if word32(m, offMagic).Load() != magic || word64(m, offCapacity).Load() != uint64(capacity) {
 		return nil, errors.New("shared memory holds no rings of this version")
 	}
 	e := &End{
@@ -255,7 +266,6 @@ func Open(c Config) (*End, error) {
 	q.limit = q.pos
 	q.ready, q.soon = e.filled, e.filledSoon
 	if p.pos%header != 0 || q.pos%header != 0 {
-		unix.Munmap(m)
 		return nil, ErrCorrupt
 	}
 	return e, nil
@@ -572,6 +582,19 @@ func (e *End) roomSoon() bool {
 	return e.p.tail.Load()+e.p.mask+1-e.p.pos >= e.p.need || e.stop(DirWrite)
 }
 
+// Arm makes the other end ring when it sends something, without a wait; false:
+// there is something already. A change of its state rings in any case. It is for
+// the consumer.
+func (e *End) Arm() bool {
+	c := &e.c
+	c.hungry.Store(1)
+	if c.fetch() != nil || c.limit != c.pos {
+		c.hungry.Store(0)
+		return false
+	}
+	return true
+}
+
 // Kick makes the wait of one direction return, now or, when there is none, the
 // next one at once.
 func (e *End) Kick(d Dir) {
@@ -662,5 +685,8 @@ func (e *End) Close() error {
 	e.bell.Close()
 	m := e.mem
 	e.mem = nil
+	if !e.mapped {
+		return nil
+	}
 	return unix.Munmap(m)
 }

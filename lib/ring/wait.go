@@ -9,7 +9,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -38,8 +37,14 @@ type Waiter interface {
 	Close() error
 }
 
-// Bell wakes the other end.
-type Bell struct{ fd atomic.Int32 }
+// Bell wakes the other end: by a descriptor, or through the door of a slab.
+type Bell struct {
+	fd atomic.Int32
+
+	door   *door // nil: none
+	slot   uint32
+	behind *Bell // of the slab
+}
 
 // NewBell makes a bell: the descriptor of an eventfd to ring it and the one to
 // wait for it. Each belongs to one process, neither of which can disturb the
@@ -79,13 +84,18 @@ var one = [8]byte{0: 1} // native order does not matter: any number but 0 will d
 
 // Ring wakes the other end. It does not block.
 func (b *Bell) Ring() {
-	// Raw: the call cannot block, so the scheduler need not know. A full
-	// counter (2^64-2 rings, or the peer's doing) is the peer's loss.
-	syscall.RawSyscall(unix.SYS_WRITE, uintptr(b.fd.Load()), uintptr(unsafe.Pointer(&one)), uintptr(len(one)))
+	if b.door == nil {
+		ringFD(b.fd.Load())
+	} else if b.door.ring(b.slot) {
+		ringFD(b.behind.fd.Load())
+	}
 }
 
 // Close closes the descriptor. Nobody may ring any more.
 func (b *Bell) Close() {
+	if b.door != nil {
+		return // the slab's
+	}
 	if fd := b.fd.Swap(-1); fd >= 0 {
 		unix.Close(int(fd))
 	}

@@ -30,6 +30,11 @@ func (a *App) labCommands() []*cli.Command {
 				if err != nil {
 					return err
 				}
+				for _, k := range l.Topology().Links {
+					if k.Impair != nil {
+						return fmt.Errorf("%s: the link %s - %s is impaired, which ends with this command (use lab run)", path(c), k.Ends[0], k.Ends[1])
+					}
+				}
 				return l.Up(c.Context)
 			},
 		},

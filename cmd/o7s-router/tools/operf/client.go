@@ -130,11 +130,11 @@ func (c *client) run(parent context.Context) (silent bool, err error) {
 	})
 	wg.Go(func() { c.progress(ctx) })
 
-	w := uint32(confUni)
+	w := uint32(confUni | confOurs)
 	if c.o.bi {
 		w = confBi
 	}
-	if err := c.ready(ctx, w|confOurs); err != nil {
+	if err := c.ready(ctx, w); err != nil {
 		return false, err
 	}
 	if err := c.stream(ctx); err != nil {

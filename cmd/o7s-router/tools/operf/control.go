@@ -6,11 +6,12 @@ import (
 	"time"
 )
 
-// The configuration word. The reference tests it for 0 and 1; what else is in
-// it is between our own ends. A client that sets confOurs gets from a server
-// of ours, and from no other, a report: one at once, which says that the
-// server is one, one each second, and one for each word with confEnd, which
-// the client sends only to a server of ours. A report is a JSON object.
+// The configuration word. To the reference 1 is a bidirectional test and all
+// else a unidirectional one, which leaves room for more between our own ends. A
+// client of a unidirectional test sets confOurs and gets from a server of ours,
+// and from no other, a report: one at once, which says what the server is, one
+// each second, and one for each word with confEnd, which the client sends to a
+// server of ours only. A report is a JSON object.
 const (
 	confUni  = 0
 	confBi   = 1
@@ -25,8 +26,7 @@ func config(w uint32) []byte {
 	return binary.NativeEndian.AppendUint32(nil, w)
 }
 
-// report is what a server of ours tells about a flow. The zero counts of a
-// bidirectional test mean nothing.
+// report is what a server of ours tells about a flow.
 type report struct {
 	Operf      string        `json:"operf"` // reportMagic
 	Final      bool          `json:"final,omitempty"`

@@ -78,23 +78,17 @@ func (s *session) serve() error {
 		return err
 	}
 	w := binary.NativeEndian.Uint32(conf[:])
-	s.ours = w&confOurs != 0
-	if s.ours {
+	if w == confBi {
+		s.out.Line("Doing a bidirectional test.")
+		return s.echo(patience)
+	}
+	s.out.Line("Doing a unidirectional test.")
+	if s.ours = w&confOurs != 0; s.ours {
 		if err := s.report(false); err != nil {
 			return err
 		}
 	}
-	switch w & 0xff {
-	case confUni:
-		s.out.Line("Doing a unidirectional test.")
-		err = s.sink(patience)
-	case confBi:
-		s.out.Line("Doing a bidirectional test.")
-		err = s.echo(patience)
-	default:
-		err = fmt.Errorf("unknown configuration %#x", w)
-	}
-	return err
+	return s.sink(patience)
 }
 
 // report tells the client how things are.
@@ -176,9 +170,6 @@ func (s *session) echo(patience time.Duration) error {
 			return err
 		}
 		if n < minSize {
-			if err := s.control(p[:n]); err != nil {
-				return err
-			}
 			continue
 		}
 		s.f.SetReadTimeout(patience)
@@ -221,12 +212,7 @@ func (s *session) echoAll(size int) error {
 		}
 		msgs = msgs[:0]
 		for i, k := range sizes[:n] {
-			switch {
-			case k < minSize:
-				if err := s.control(bufs[i][:k]); err != nil {
-					return err
-				}
-			case k <= size: // else a part of it is gone: no echo is better than a wrong one
+			if k >= minSize && k <= size { // of a longer one a part is gone: no echo is better than a wrong one
 				msgs = append(msgs, bufs[i][:k])
 				s.bytes += uint64(k)
 			}
@@ -239,15 +225,14 @@ func (s *session) echoAll(size int) error {
 	}
 }
 
-// summary prints what came, for a client of ours: that of the reference has
-// got a line for each packet.
+// summary prints what came.
 func (s *session) summary() {
-	if s.first.IsZero() || !s.ours {
+	if s.first.IsZero() || s.quiet {
 		return
 	}
 	d := s.last.Sub(s.first)
 	line := fmt.Sprintf("Flow %d: %d packets, %d bytes in %d ms, %.3f Mb/s", s.fd, s.track.packets, s.bytes, d.Milliseconds(), mega(s.bytes, d))
-	if s.gaps != nil {
+	if s.gaps != nil { // unidirectional
 		line += fmt.Sprintf(", %d lost, %d out of order, %d duplicates", s.track.lost(), s.track.late, s.track.dup)
 	}
 	s.out.Line(line)

@@ -1,0 +1,232 @@
+package frcp
+
+import "time"
+
+// model estimates what a path carries, from the acknowledgements of a reliable
+// flow between our own ends: the largest rate of delivery of the last rounds
+// and the smallest round-trip time (as BBR does, draft-cardwell-iccrg-bbr-
+// congestion-control; samples of the rate as in draft-cheng-iccrg-delivery-
+// rate-estimation). Losses at random do not lower it, losses of a large part
+// of what is sent do.
+//
+// The specification has no congestion control: a sender may have 256 packets on
+// the way, whatever the path. So may ours, always; the model lets it have more,
+// as many as the path holds, and paces them.
+type model struct {
+	delivered   uint64 // bytes that the peer has
+	deliveredAt int64
+	firstSent   int64  // of the packet that was delivered last
+	appLimited  uint64 // samples up to this many delivered bytes show the program's rate, not the path's; 0: none
+
+	rates    [rateRounds]uint64 // largest sample of each of the last rounds, bytes/s
+	round    uint32
+	roundEnd uint64 // delivered bytes that end the round
+
+	minRTT   int64 // ns; 0: none
+	minRTTAt int64
+	nextRTT  int64 // the smallest of the window after that
+
+	phase   phase
+	full    uint64 // rate that startup reached
+	stuck   int    // rounds without much more than that
+	cycle   int
+	cycleAt int64
+
+	roundLost, roundGot uint64 // bytes
+
+	paceAt int64 // when everything that was sent has left at the paced rate
+}
+
+type phase uint8
+
+const (
+	startup phase = iota // the rate doubles each round until it does not help
+	drain                // what startup queued leaves the path
+	cruise               // now and then a little more, to find out
+)
+
+const (
+	rateRounds  = 10
+	startupGain = 2885 // thousandths: 2/ln 2, the smallest that doubles the rate each round
+	cwndGain    = 2000 // two round trips' worth: acknowledgements are late and come in bunches
+	minRTTKeep  = int64(10 * time.Second)
+
+	// Below this round-trip time nothing is paced: the window is a burst of
+	// well below a millisecond, and timers are no better than that.
+	paceRTT = int64(time.Millisecond)
+	// paceBurst is how much of its rate a sender may send at once: timers of a
+	// process are that coarse.
+	paceBurst = int64(2 * time.Millisecond)
+	// minBurst is the same in bytes, for slow paths.
+	minBurst = 16 * 1500
+	// heavyLoss is the share of a round's bytes, in percent, whose loss means
+	// that more is sent than the path carries.
+	heavyLoss = 25
+)
+
+// gains of cruise, in thousandths, a round-trip time each.
+var gains = [...]int64{1250, 750, 1000, 1000, 1000, 1000, 1000, 1000}
+
+// sent notes a transmission of n bytes; idle: nothing was on the way.
+func (m *model) sent(now int64, s *slot, idle bool) {
+	if idle {
+		m.firstSent, m.deliveredAt = now, now
+	}
+	s.firstSent, s.delivered, s.deliveredAt, s.limited = m.firstSent, m.delivered, m.deliveredAt, m.appLimited != 0
+	if r := m.pacing(); r > 0 {
+		m.paceAt = max(m.paceAt, now-m.burst(r)) + int64(uint64(s.size)*uint64(time.Second)/r)
+	}
+}
+
+// sample is what one acknowledgement tells.
+type sample struct {
+	any       bool
+	prior     uint64 // delivered when the newest packet was sent
+	priorAt   int64
+	sendSpan  int64
+	limited   bool
+	rtt       int64 // of the newest packet that was sent once; 0: none
+	rttOf     int64
+	newlySent int64
+}
+
+// got notes that the packet in s was delivered.
+func (m *model) got(now int64, s *slot, x *sample) {
+	m.delivered += uint64(s.size)
+	m.roundGot += uint64(s.size)
+	m.deliveredAt = now
+	if !x.any || s.delivered > x.prior || s.sent > x.newlySent {
+		*x = sample{
+			any: true, prior: s.delivered, priorAt: s.deliveredAt, sendSpan: s.sent - s.firstSent, limited: s.limited,
+			rtt: x.rtt, rttOf: x.rttOf, newlySent: s.sent,
+		}
+		m.firstSent = s.sent
+	}
+	if !s.again && s.sent >= x.rttOf {
+		x.rtt, x.rttOf = max(now-s.sent, 1), s.sent
+	}
+}
+
+// update takes the sample in; inFlight is what is on the way after it, bytes.
+func (m *model) update(now int64, x sample, inFlight uint64) {
+	if x.rtt > 0 {
+		m.takeRTT(now, x.rtt)
+	}
+	if !x.any || m.minRTT == 0 {
+		return
+	}
+	if m.appLimited != 0 && m.delivered > m.appLimited {
+		m.appLimited = 0
+	}
+	begins := x.prior >= m.roundEnd
+	if begins {
+		m.roundEnd = m.delivered
+		m.round++
+		m.rates[m.round%rateRounds] = 0
+		if lost := m.roundLost; lost*100 > (lost+m.roundGot)*heavyLoss && lost > 8*1500 {
+			for i := range m.rates {
+				m.rates[i] = m.rates[i] * 7 / 10
+			}
+			if m.phase == startup {
+				m.phase, m.full = drain, m.rate()
+			}
+		}
+		m.roundLost, m.roundGot = 0, 0
+	}
+	if span := max(x.sendSpan, now-x.priorAt); span >= m.minRTT && span > 0 {
+		r := uint64(float64(m.delivered-x.prior) * 1e9 / float64(span))
+		if cur := &m.rates[m.round%rateRounds]; r > *cur && (!x.limited || r >= m.rate()) {
+			*cur = r
+		}
+	}
+	if r := m.pacing(); r > 0 {
+		// What was sent at a lower rate than that is not held against it.
+		m.paceAt = min(m.paceAt, now+m.burst(r))
+	}
+	switch m.phase {
+	case startup:
+		if begins && !x.limited {
+			if r := m.rate(); r >= m.full+m.full/4 {
+				m.full, m.stuck = r, 0
+			} else if m.stuck++; m.stuck >= 3 {
+				m.phase = drain
+			}
+		}
+	case drain:
+		if inFlight <= m.bdp(1000) {
+			m.phase, m.cycle, m.cycleAt = cruise, 2, now
+		}
+	case cruise:
+		if now-m.cycleAt >= m.minRTT {
+			m.cycle, m.cycleAt = (m.cycle+1)%len(gains), now
+		}
+	}
+}
+
+func (m *model) takeRTT(now, rtt int64) {
+	switch {
+	case m.minRTT == 0 || rtt <= m.minRTT:
+		m.minRTT, m.minRTTAt, m.nextRTT = rtt, now, rtt
+	case now-m.minRTTAt > minRTTKeep:
+		m.minRTT, m.minRTTAt, m.nextRTT = max(m.nextRTT, 1), now, rtt
+	case now-m.minRTTAt > minRTTKeep/2:
+		m.nextRTT = min(m.nextRTT, rtt)
+	default:
+		m.nextRTT = rtt
+	}
+}
+
+// rate is the estimate in bytes/s, 0: none.
+func (m *model) rate() (r uint64) {
+	for _, v := range m.rates {
+		r = max(r, v)
+	}
+	return r
+}
+
+// bdp is what the path holds, times gain thousandths, in bytes.
+func (m *model) bdp(gain int64) uint64 {
+	return uint64(float64(m.rate()) * float64(m.minRTT) * float64(gain) / 1e12)
+}
+
+// cwnd is how many bytes may be on the way.
+func (m *model) cwnd() uint64 {
+	if m.phase == startup {
+		return m.bdp(startupGain)
+	}
+	return m.bdp(cwndGain)
+}
+
+// pacing is the rate to send at in bytes/s; 0: at once.
+func (m *model) pacing() uint64 {
+	r := m.rate()
+	if r == 0 || m.minRTT < paceRTT {
+		return 0
+	}
+	gain, least := gains[m.cycle], uint64(minBurst)
+	switch m.phase {
+	case startup:
+		// The first samples are of a few packets.
+		gain, least = startupGain, startWindow*1500
+	case drain:
+		gain = 1000000 / startupGain
+	}
+	return max(r*uint64(gain)/1000, least*uint64(time.Second)/uint64(m.minRTT))
+}
+
+// burst is the time that minBurst or paceBurst takes at rate r.
+func (m *model) burst(r uint64) int64 {
+	return max(paceBurst, int64(minBurst*uint64(time.Second)/r))
+}
+
+// next is when the pacer lets something go.
+func (m *model) next() int64 {
+	r := m.pacing()
+	if r == 0 {
+		return 0
+	}
+	return m.paceAt - m.burst(r)
+}
+
+// idle notes that the program, not the path, limits what is sent.
+func (m *model) idle(inFlight uint64) { m.appLimited = max(m.delivered+inFlight, 1) }
