@@ -409,10 +409,8 @@ func (p *tapPath) woken() error {
 }
 
 func (p *tapPath) RxLen(limit int) int {
-	if p.tap.lead(p, false) { // more than the first may wait in the device
-		p.tap.drain(func() bool { return int(p.n.Load()) >= limit })
-		p.tap.leave()
-	}
+	// More than the first may wait in the device.
+	p.tap.drain(false, func() bool { return int(p.n.Load()) >= limit })
 	return min(int(p.n.Load()), limit)
 }
 
