@@ -130,6 +130,9 @@ func (c *conn) bindWire() error {
 			block, eid = b, e
 		}
 		c.inUser, spec.Reason = reason, reason
+	} else if u, ok := c.flow.(interface{ InUserSpace() string }); ok {
+		c.inUser = u.InUserSpace()
+		spec.Reason = c.inUser
 	} else {
 		c.inUser = "lower layer is " + c.info.Type.String()
 		spec.Reason = c.inUser
