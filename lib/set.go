@@ -3,6 +3,7 @@ package o7s
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -21,8 +22,8 @@ import (
 // EventPacket tells that a flow has a message to read. When a Read leaves
 // another one, the event comes again; so a program may read one message for each
 // event, or all until o7serr.EAGAIN, which it is told of once more at most. The
-// end of a stream, and what ends the flow, are read like a message, and told of
-// like one. The other events are those of Flow.Events.
+// end of a stream is read like a message, and told of like one. The other events
+// are those of Flow.Events; a flow that was released is told of by them alone.
 //
 // Waiting costs the same for one flow as for ten thousand: what arrives leaves a
 // mark, and the waiting goroutine looks at the marks itself.
@@ -420,16 +421,9 @@ func (f *Flow) peek() bool {
 		case !errors.Is(err, ring.ErrEmpty): // nil, too
 			return true
 		case f.path.Arm():
-			return f.over()
+			return f.trouble(false) == io.EOF //nolint:errorlint // exactly what it returns
 		}
 	}
-}
-
-// over reports whether nothing more will come. Down and the silence of the peer
-// may pass, and have events of their own.
-func (f *Flow) over() bool {
-	err := f.trouble(false)
-	return err != nil && err != o7serr.EFLOWDOWN && err != o7serr.EFLOWPEER //nolint:errorlint // exactly what it returns
 }
 
 // again tells the flow's set of what a read left. rmu is held.

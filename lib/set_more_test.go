@@ -257,7 +257,6 @@ func TestSetStates(t *testing.T) {
 	if n, err := f.Read(p); err != nil || string(p[:n]) != "last" {
 		t.Errorf("%q, %v", p[:n], err)
 	}
-	s.next(t, SetEvent{f, EventPacket}) // to be read like a message
 	if _, err := f.Read(p); !errors.Is(err, o7serr.EFLOWDOWN) {
 		t.Errorf("released: %v", err)
 	}
