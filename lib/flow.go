@@ -140,6 +140,7 @@ type Flow struct {
 	info    ipc.FlowResult
 	path    path
 	hub     *ring.Hub
+	watch   watch    // guarded by session.mu
 	e2e     *e2ePath // path, if that runs the end-to-end protocol
 
 	set atomic.Pointer[member] // in a Set
