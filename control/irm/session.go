@@ -263,7 +263,7 @@ func (s *session) end() {
 	prog := s.prog
 	m.unlock()
 	for _, f := range flows {
-		f.close()
+		f.close(f.quarantine())
 	}
 	s.unshare()
 	s.closeApp()
@@ -431,7 +431,7 @@ func (s *session) answer(ctx context.Context, r ipc.Request) (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		return struct{}{}, s.dealloc(a.Flow)
+		return struct{}{}, s.dealloc(a.Flow, a.LingerMS)
 	case ipc.OpJoin:
 		a, err := decode[ipc.JoinArgs](r)
 		if err != nil {
@@ -479,13 +479,16 @@ func (s *session) answer(ctx context.Context, r ipc.Request) (any, error) {
 	return nil, fail(o7serr.ENOTSUP, "unknown operation %q", r.Op)
 }
 
-func (s *session) dealloc(id uint32) error {
+func (s *session) dealloc(id uint32, lingerMS int64) error {
+	if lingerMS < 0 {
+		return fail(o7serr.EINVAL, "linger of %d ms is negative", lingerMS)
+	}
 	s.m.mu.Lock()
 	f := s.flows[id]
 	s.m.mu.Unlock()
 	if f == nil {
 		return fail(o7serr.ENOTALLOC, "flow %d is not allocated by process %d", id, s.pid)
 	}
-	f.close()
+	f.close(time.Duration(min(lingerMS, maxTimeoutMS)) * time.Millisecond)
 	return nil
 }

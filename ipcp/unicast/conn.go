@@ -20,7 +20,7 @@ import (
 // Backoff of the initiator that lost an adjacency and tries to get it back.
 const (
 	reconnectMin = 200 * time.Millisecond
-	reconnectMax = 5 * time.Second
+	reconnectMax = 2 * time.Second
 )
 
 // conn is an adjacency: an N-1 flow that a component uses after its handshake.
