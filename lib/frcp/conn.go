@@ -58,7 +58,6 @@ const (
 )
 
 const (
-	defaultWindow = 8192     // packets: 12 MB, a gigabit for 100 ms
 	defaultBuffer = 32 << 20 // bytes
 )
 
@@ -103,8 +102,8 @@ type Config struct {
 	// MaxMessage bounds assembled messages; 0: DefaultMaxMessage.
 	MaxMessage int
 	// Window bounds how many packets may be on the way in each direction
-	// between our own ends, once the path turns out to need them; 0: 8192, at
-	// most 32768. A reference peer is granted 256.
+	// between our own ends, once the path turns out to need them; 0: 32768,
+	// which is the most. A reference peer is granted 256.
 	Window int
 	// Buffer bounds the bytes of received packets that wait for those before
 	// them or for the program, about; 0: 32 MiB.
@@ -264,7 +263,7 @@ func New(cfg Config) (*Conn, error) {
 	m := ModeOf(cfg.QoS)
 	c := &Conn{
 		codec: cfg.Codec, cipher: cfg.Cipher, rand: cfg.Rand,
-		maxMessage: cfg.MaxMessage, window: defaultWindow, granted: refWindow, buffer: cfg.Buffer,
+		maxMessage: cfg.MaxMessage, window: maxWindow, granted: refWindow, buffer: cfg.Buffer,
 		reliable: m == Reliable, linger: m == Reliable, plain: cfg.Plain || cfg.Spec, spec: cfg.Spec,
 		rto: firstRTO, patience: 1, ackAt: Never, rdvsAt: Never, announceAt: Never, rackAt: Never,
 	}

@@ -158,11 +158,12 @@ func (c *Conn) gotSlot(now int64, n uint32, s *slot, x *sample) {
 	}
 	c.model.got(now, s, x)
 	// The acknowledgement of a packet that was repeated a moment ago, or is
-	// about to be, is for what was sent before.
-	early := s.again && now-s.sent < c.model.minRTT
+	// about to be, is for what was sent before. The smallest round trip of a
+	// path with a queue is not as small as that of a single packet.
+	early := s.again && (c.model.minRTT == 0 || now-s.sent < c.model.minRTT*3/4)
 	if early || s.fate == missing {
 		c.model.roundLost -= min(c.model.roundLost, uint64(s.size))
-		if c.backoff == 0 && n != c.probe {
+		if c.backoff == 0 && n != c.probe && c.model.minRTT > 0 {
 			c.reordered = true
 			c.patient(n)
 		}
@@ -268,7 +269,7 @@ func (c *Conn) room() bool {
 	if c.backoff > 0 && c.flight.n >= max(sweepMax>>c.backoff, 1) {
 		return false // the path may be cut
 	}
-	return c.flight.n < refWindow || c.inFlight < c.model.cwnd()
+	return c.flight.n < c.model.least() || c.inFlight < c.model.cwnd()
 }
 
 // probeAt is when the last packet goes again because nothing is heard: after
@@ -330,8 +331,8 @@ func (c *Conn) pollExt(now int64, dst []byte) int {
 		}
 	}
 	if c.lost.n == 0 && c.nxt == c.seqno {
-		if c.flight.n > 0 && before(c.seqno, c.rwe) && c.room() {
-			c.model.idle(c.inFlight) // the program could write more
+		if c.flight.n > 0 && c.room() {
+			c.model.idle(c.inFlight) // the path could take more than the program or the peer's window give
 		}
 		return 0
 	}

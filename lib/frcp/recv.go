@@ -183,15 +183,22 @@ func (c *Conn) newRun(now int64, seq uint32) bool {
 	return true
 }
 
-// grant is the window in packets. Between our own ends it doubles with each
-// window of packets that the program reads in time, as far as memory allows:
+// grant is the window in packets. Between our own ends it doubles with each half
+// window of packets that arrives while the program reads, as far as memory allows:
 // the sender's model, not this, decides how many are on the way.
 func (c *Conn) grant() uint32 {
 	if !c.ext {
 		return min(refWindow, max(c.window, 1))
 	}
-	if c.reliable && c.next-c.grown >= c.granted && c.readyPkts <= c.granted/2 {
-		c.grown = c.next
+	if !c.reliable {
+		return c.granted
+	}
+	top := c.next
+	if c.earlyN > 0 {
+		top, _ = c.ooo.end()
+	}
+	if top-c.grown >= c.granted/2 && c.readyPkts <= c.granted/4 {
+		c.grown = top
 		limit := max(refWindow, uint32(c.buffer/(c.maxPayload+packet.Headroom)))
 		c.granted = max(c.granted, min(2*c.granted, c.window, limit))
 	}
@@ -272,6 +279,7 @@ func (c *Conn) onData(now int64, h Header, p []byte, fresh bool) {
 		}
 		end, _ := c.ooo.end()
 		c.ooo.add(h.Seq, h.Seq+1)
+		c.growWindow()
 		if c.earlyN == 1 || h.Seq != end {
 			c.ctlDue = true
 			c.recent[c.recentN%len(c.recent)] = h.Seq
