@@ -5,24 +5,30 @@ import "encoding/binary"
 // The largest packet that a path carries is known for its first hop only. Our
 // own ends find it as RFC 8899 says: with packets that are filled up to a size
 // (tlvProbe) and answered (tlvProbed), so that no data is lost to the search.
+// With each goes a small one, the check: if that alone is answered, the path is
+// there and too narrow; if neither is, it says nothing about sizes.
 //
-//	          a message that is larger            answered
-//	base  ------------------------------> search --------------> largest
-//	 ^         size = first hop's           |  ^                    |
-//	 |                                      |  | a size between     |
-//	 |                        not answered, |  | (bisection)        |
-//	 |                        the check is  +--+                    |
-//	 +---------------------------------------------------------------+
-//	            packets of that size do not arrive any more
+//	       first large message            probe answered
+//	hope ------------------------> hope ------------------> largest <--+
+//	      probe of the first hop's  |                          |       |
+//	      size goes ahead of it     | only the check           |       |
+//	                                v                          |       |
+//	      large packets stop       base <----------------------+       |
+//	      arriving (black hole)     |                                  |
+//	                                +--> search: the first hop's size, |
+//	                                     then bisection ---------------+
 //
-// Until the first probe is answered, a round trip after the first message that
-// is larger, messages are cut into packets of pmtuBase. What was given a number
-// when it was thought to fit and does not is sent in pieces (see piece.go).
+// A reliable flow begins with hope: packets of the first hop's size, because
+// that is nearly always right. Should it be wrong, that is known a round trip
+// later, and what was sent meanwhile is sent again in pieces (see piece.go), as
+// is everything else that has a sequence number and does not fit. An ordered
+// flow, which sends nothing again, begins with pmtuBase.
 //
 // A flow that sends nothing larger than pmtuBase is not probed.
 type pmtu struct {
-	limit int // longest packet that is sent, bytes
-	most  int // the first hop's
+	limit int  // longest packet that is sent, bytes
+	most  int  // the first hop's
+	hope  bool // limit is not proven yet
 
 	size    int // being probed; 0: nothing
 	high    int // the largest that may pass
@@ -52,6 +58,8 @@ const (
 	pmtuMost = 65535
 	// pmtuTries is how often a size has to be lost (MAX_PROBES).
 	pmtuTries = 3
+	// pmtuLate is how much later than the check's the answer to a probe may come.
+	pmtuLate = int64(10e6)
 	// pmtuStep ends the search: less is not worth a probe.
 	pmtuStep = 16
 	// pmtuSilent bounds the probes on a path that is dead.
@@ -84,22 +92,32 @@ func (c *Conn) probeable() bool {
 	return c.ext && c.mtu.most > pmtuBase && c.mtu.most <= pmtuMost && c.leastMTU() <= pmtuBase
 }
 
-// meetMTU begins with the base size: the peer is one of ours.
-func (c *Conn) meetMTU() {
-	if c.probeable() {
+// meetMTU is the beginning: the peer is one of ours.
+func (c *Conn) meetMTU(now int64) {
+	switch {
+	case !c.probeable():
+	case c.reliable:
+		c.mtu.hope = true
+		for n := c.lwe; n != c.nxt; n++ {
+			if c.out.at(n).size > pmtuBase {
+				c.wantLarger(now)
+				break
+			}
+		}
+	default:
 		c.setLimit(pmtuBase)
 	}
 }
 
 func (c *Conn) setLimit(n int) {
-	c.mtu.limit = n
+	c.mtu.limit, c.mtu.hope = n, false
 	c.fragMax = n - c.overhead()
 }
 
 // wantLarger begins a search, unless one is under way or has ended not long ago:
 // there is data that would use it.
 func (c *Conn) wantLarger(now int64) {
-	if m := &c.mtu; c.ext && m.limit < m.most && m.size == 0 && now >= m.next {
+	if m := &c.mtu; c.ext && (m.limit < m.most || m.hope) && m.size == 0 && now >= m.next {
 		m.high = m.most
 		m.try(m.most)
 	}
@@ -225,10 +243,20 @@ func (c *Conn) onProbed(now int64, v []byte) {
 	switch n := int(be32(v)); {
 	case n == c.checkSize():
 		m.checked = true
-	case n == m.size:
+		if m.at != Never {
+			m.at = min(m.at, now+pmtuLate)
+		}
+		if m.hope && m.due&dueProbe == 0 {
+			c.setLimit(pmtuBase) // at once; should the probe just be lost, the next one puts it right
+		}
+	case n == m.size || n > m.limit && n <= m.most: // or an earlier one, late
 		m.confirm = now + pmtuConfirm
-		if n > m.limit {
+		if n >= m.limit {
 			c.setLimit(n)
+		}
+		m.high = max(m.high, n)
+		if n < m.size {
+			return
 		}
 		if m.high > n {
 			c.bisect(now)

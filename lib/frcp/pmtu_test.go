@@ -134,6 +134,7 @@ func TestPathBecomesNarrower(t *testing.T) {
 			t.Errorf("%d: %v, %+v", mtu, took, s)
 		}
 	}
+	w.run(time.Minute, func() bool { return false }) // the search is over
 	// Wider again: found when it is looked for the next time.
 	mtu = 1496
 	w.run(time.Duration(pmtuRaise), func() bool { return false })

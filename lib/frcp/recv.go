@@ -42,7 +42,7 @@ func (c *Conn) Input(now int64, p []byte) {
 	c.lastRx = now
 	c.heard, c.announceAt = true, Never
 	if h.Flags&Ext != 0 && !c.plain && sure && !c.ext {
-		c.meet()
+		c.meet(now)
 	}
 
 	fresh := false
@@ -107,9 +107,8 @@ func (c *Conn) onElements(now int64, p []byte, size int) {
 }
 
 // meet notes that the peer is one of ours.
-func (c *Conn) meet() {
+func (c *Conn) meet(now int64) {
 	c.ext = true
-	c.meetMTU()
 	if c.reliable {
 		c.model = new(model)
 		c.rackAt, c.high, c.rackSent = Never, c.lwe, 0
@@ -123,6 +122,7 @@ func (c *Conn) meet() {
 			}
 		}
 	}
+	c.meetMTU(now)
 	c.growWindow()
 }
 

@@ -27,6 +27,9 @@ func (c *Conn) Write(now int64, p []byte) error {
 	if !c.reliable && c.ext {
 		c.confirmLarge(now, len(p))
 	}
+	if c.mtu.hope && len(p)+c.overhead() > pmtuBase {
+		c.wantLarger(now)
+	}
 	if len(p) > c.fragMax {
 		c.wantLarger(now)
 		c.pend, c.pendOff = packet.From(p), 0
