@@ -227,7 +227,7 @@ func (c *Conn) onProbe(v []byte, n int) {
 // appendAnswers appends the answers to probes.
 func (c *Conn) appendAnswers(p []byte) []byte {
 	m := &c.mtu
-	for i := 0; i < m.answers && len(p)+tlvHeader+4 <= c.maxPayload; i++ {
+	for i := 0; i < m.answers && len(p)+tlvHeader+4 <= c.fragMax; i++ {
 		p = appendSize(p, tlvProbed, m.answer[i], 4)
 	}
 	m.answers = 0

@@ -149,6 +149,9 @@ func (c *Conn) pump(now int64) {
 		}
 		if len(rest) <= c.fragMax {
 			frag = First
+			if c.pendOff == 0 {
+				frag = 0 // more fits than when it was written
+			}
 		}
 		n := min(len(rest), c.fragMax)
 		c.queue(packet.From(rest[:n]), frag)
@@ -490,11 +493,11 @@ func (c *Conn) control(now int64, dst []byte, f Flags) int {
 	if !c.reliable || h.Flags&Ack == 0 {
 		return c.seal(dst, h, c.tlv)
 	}
-	if c.twiceDue && c.maxPayload >= tlvHeader+4 {
+	if c.twiceDue && c.fragMax >= tlvHeader+4 {
 		c.tlv = appendSize(c.tlv, tlvTwice, c.twice, 4)
 	}
 	if c.earlyN > 0 {
-		c.tlv = appendSack(c.tlv, c.ooo, c.recent[:c.recentN], c.maxPayload)
+		c.tlv = appendSack(c.tlv, c.ooo, c.recent[:c.recentN], c.fragMax)
 	}
 	c.recentN, c.twiceDue = 0, false
 	return c.seal(dst, h, c.tlv)
