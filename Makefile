@@ -1,5 +1,5 @@
-# o7s-router: build, test and run. Everything but `generate` and `lint` needs
-# only Go; `demo`, `bench` and the root-only tests need root.
+# o7s-router: build, test and run. Everything but `generate`, `lint`, `capi`
+# and its tests needs only Go; `demo`, `bench` and the root-only tests need root.
 
 PREFIX  ?= /usr/local
 GO      ?= go
@@ -9,7 +9,7 @@ LDFLAGS := -s -w -X github.com/o7s/o7s-router/cmd/o7s-router/version.Version=$(V
 # Pinned: generated BPF objects are compared byte by byte.
 CLANG   ?= clang-14
 
-.PHONY: all build install generate test race fuzz bench demo lint clean
+.PHONY: all build install capi install-capi generate test race fuzz bench demo lint clean
 
 all: build
 
@@ -18,10 +18,23 @@ build:
 
 install: build
 	install -D -m 0755 $(BIN) $(DESTDIR)$(PREFIX)/bin/o7s-router
-	ln -sf o7s-router $(DESTDIR)$(PREFIX)/bin/irm
-	ln -sf o7s-router $(DESTDIR)$(PREFIX)/bin/oping
+	for l in irm oping oecho ocbr operf ovpn; do ln -sf o7s-router $(DESTDIR)$(PREFIX)/bin/$$l; done
 	install -d $(DESTDIR)$(PREFIX)/sbin
 	ln -sf ../bin/o7s-router $(DESTDIR)$(PREFIX)/sbin/irmd
+
+# The C library needs a C compiler; everything else is built without.
+CAPI     := bin/libouroboros-dev.so
+CAPI_ABI := 0
+capi:
+	CGO_ENABLED=1 $(GO) build -buildmode=c-shared -trimpath -ldflags "-s -w -extldflags '-Wl,-soname,libouroboros-dev.so.$(CAPI_ABI) -Wl,--version-script=$(CURDIR)/lib/capi/cshared/libouroboros-dev.map'" -o $(CAPI) ./lib/capi/cshared
+	rm -f bin/libouroboros-dev.h
+
+install-capi: capi
+	install -D -m 0755 $(CAPI) $(DESTDIR)$(PREFIX)/lib/libouroboros-dev.so.$(CAPI_ABI)
+	ln -sf libouroboros-dev.so.$(CAPI_ABI) $(DESTDIR)$(PREFIX)/lib/libouroboros-dev.so
+	install -d $(DESTDIR)$(PREFIX)/include/ouroboros $(DESTDIR)$(PREFIX)/lib/pkgconfig
+	install -m 0644 lib/capi/include/ouroboros/*.h $(DESTDIR)$(PREFIX)/include/ouroboros
+	sed 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|' lib/capi/ouroboros-dev.pc.in >$(DESTDIR)$(PREFIX)/lib/pkgconfig/ouroboros-dev.pc
 
 # Regenerates the BPF objects, the protobuf code and the socket shim (clang-14,
 # protoc, gcc-12 for amd64 and arm64).
@@ -33,6 +46,7 @@ TESTFLAGS ?=
 test: build
 	$(GO) vet ./...
 	$(GO) test $(TESTFLAGS) -timeout 8m ./...
+	cd lib/examples/grpc && $(GO) vet ./... && $(GO) test $(TESTFLAGS) -timeout 2m ./...
 
 race:
 	$(GO) test -race -timeout 20m ./...

@@ -35,8 +35,8 @@ import (
 // Sizes of tables that no option sets: far above what one node needs, small
 // enough not to matter.
 const (
-	maxApps     = 4096 // flows behind application ports
-	flowBuckets = 2048 // of 4 flows; even
+	maxApps     = 16384 // flows behind application ports: what one process may have
+	flowBuckets = 8192  // of 4 flows, half full at most; even
 )
 
 // ErrTableFull means that a table of the data plane has no room; the message

@@ -613,7 +613,13 @@ func (p *e2ePath) stats() frcp.Stats {
 
 // OnRing and Arm are for sets of flows. What arrives is taken in by whoever
 // looks next.
-func (p *e2ePath) OnRing(f func(lead bool)) { p.notify.Store(&f) }
+func (p *e2ePath) OnRing(f func(lead bool)) {
+	if f == nil {
+		p.notify.Store(nil)
+		return
+	}
+	p.notify.Store(&f)
+}
 
 func (p *e2ePath) Arm() bool {
 	p.mu.Lock()

@@ -1,22 +1,105 @@
-// Package o7s is what programs import to talk over an Ouroboros (O7s) network.
+// Package o7s is what programs import to talk over an Ouroboros (O7s) network:
+// to names, over flows.
+//
+// # Messages
 //
 // A program allocates a flow to a name, or accepts flows to the names it is
-// bound to, and reads and writes messages:
+// bound to, and reads and writes messages. One Write is one message, which is
+// normally one Read at the other end:
 //
-//	f, err := o7s.Alloc(ctx, "oping.example", nil)
+//	f, err := o7s.Alloc(ctx, "oping.example", &qos.Data)
 //	...
 //	defer f.Close()
 //	f.Write([]byte("hello"))
 //	n, err := f.Read(buf)
 //
-// One Write is one message, which is normally one Read at the other end. Errors
-// wrap the numbers of package o7serr (spec 33 §2) and, where there is one, the
-// standard library's: os.ErrDeadlineExceeded, net.ErrClosed.
+// Flow is that interface, with the semantics that programs written for the
+// reference expect (spec 33): partial reads and their marks, flags, events,
+// time-outs of each call beside deadlines. ReadBatch and WriteBatch move many
+// messages at once.
 //
-// Messages pass through memory shared with the daemon or, when both ends are
-// on one machine, with the other program; where the machine's fast path can
-// serve a program directly, through a device of the program. Which it is makes
-// no difference to the program.
+// # Streams
+//
+// Programs written for TCP want bytes, not messages. Dial, a Dialer and Listen
+// give them a Conn and a Listener, a net.Conn and a net.Listener that behave as
+// those of package net do; net/http and gRPC run over them unchanged, see the
+// examples:
+//
+//	l, err := o7s.Listen(ctx, "web.example")     // http.Serve(l, nil)
+//	c, err := o7s.Dial(ctx, "web.example")
+//
+// NewConn makes a stream of a flow that is there. Both ends of a flow have to
+// agree whether it is one: nothing on the wire tells.
+//
+// # Quality of service
+//
+// The qos.Spec of an allocation chooses what happens between the two ends
+// (spec 33 §5). Raw flows (the default of Alloc) carry packets as the network
+// does: some are lost, some overtake others. With in_order an end-to-end
+// protocol (FRCP, package frcp) puts them in order; with loss 0 as well, as
+// qos.Data has it, it repeats what was lost, and Write blocks while the peer
+// does not read. Streams need the latter, and it is the default of a Dialer.
+// With ber 0 packets carry a checksum. Between two programs on one machine
+// nothing is lost or overtaken in any case, and none of this costs anything.
+//
+// A message has up to Flow.MaxMessage bytes: one packet (Flow.MTU) on raw flows
+// and towards the reference, up to 1 MiB on flows with in_order between ends of
+// this implementation.
+//
+// # The end of a flow
+//
+// Close releases a flow. On flows with in_order, and on streams, the peer reads
+// io.EOF after everything that was written; CloseWrite ends one direction only.
+// The peer of a raw flow reads ErrDown. Over a layer, Close of a reliable flow
+// waits until the peer has what was written (Flow.SetLinger, Conn.SetLinger).
+// Towards a reference peer, which knows no end of stream, a flow ends with that
+// peer's time-out.
+//
+// # Errors
+//
+// Errors are to be asked with errors.Is. They are, or wrap, a number of package
+// o7serr (spec 33 §2), which is also its nearest relative in package syscall,
+// and where the standard library has an error that says it, that one. Those of
+// Conn, Listener and Dialer are *net.OpError, with Timeout as there.
+//
+//	what happened                      errors.Is               number          also
+//	deadline or time-out passed        os.ErrDeadlineExceeded  ETIMEDOUT       syscall.ETIMEDOUT
+//	context cancelled                  context.Canceled        -
+//	closed here                        net.ErrClosed           ENOTALLOC       syscall.EBADF
+//	the peer ended its direction       io.EOF (not wrapped)    -
+//	write after CloseWrite             syscall.EPIPE           EPIPE
+//	flow down, or released             ErrDown                 EFLOWDOWN       syscall.ECONNRESET, syscall.EPIPE
+//	peer silent for its time-out       ErrPeer                 EFLOWPEER       syscall.ETIMEDOUT
+//	unknown name, or nobody accepts    ErrName                 ENAME           os.ErrNotExist
+//	no layer reaches the name          ErrUnreachable          EIPCP           syscall.EHOSTUNREACH
+//	no daemon                          ErrNoDaemon             EIRMD           syscall.ENETDOWN
+//	message too long                   syscall.EMSGSIZE        EMSGSIZE
+//	would block (RNOBLOCK, WNOBLOCK)   syscall.EAGAIN          EAGAIN
+//	not permitted                      os.ErrPermission        EPERM
+//	this flow cannot do that           errors.ErrUnsupported   ENOTSUP
+//	name in use by another listener    os.ErrExist             EEXIST
+//	authentication, encryption         -                       EAUTH, ECRYPT
+//
+// o7serr.Code is the negative number that the reference's interface returns for
+// an error.
+//
+// # Concurrency
+//
+// Everything here is safe for concurrent use. Of several goroutines that read a
+// flow each gets whole messages, of several that write a stream each writes its
+// bytes together. Close and deadlines reach calls that are blocked. A blocked
+// call costs a goroutine, not a thread.
+//
+// At the daemon a process has one queue of flows for all its names. Listeners
+// and Accept share it: a flow goes to the listener that has its name, else to
+// Accept. A flow that nobody wants is closed.
+//
+// # How packets travel
+//
+// Through memory shared with the daemon or, when both ends are on one machine,
+// with the other program; where the machine's fast path can serve a program
+// directly, through a device of the program. Which it is makes no difference to
+// the program.
 //
 // The functions of the package use one Client for the process, connected with
 // the first of them to the daemon that O7S_RUN_DIR names.
@@ -144,17 +227,28 @@ func (c *Client) connect(ctx context.Context) (*session, error) {
 	return s, nil
 }
 
-// Close releases every flow, as Flow.Close does, and the connection. Calls under
-// way fail.
+// Close closes the listeners, releases every flow, as Flow.Close does, and ends
+// the connection. Calls under way fail.
 func (c *Client) Close() error {
 	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	c.exchange().forget(c) // listeners unbind, so the connection is still there
+	c.mu.Lock()
 	s := c.session
-	c.closed, c.session = true, nil
+	c.session = nil
 	c.mu.Unlock()
 	if s != nil {
 		s.close()
 	}
 	return nil
+}
+
+// current is the session there is, nil without.
+func (c *Client) current() *session {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.session
 }
 
 // Alloc is the function Alloc with this client.
@@ -171,9 +265,9 @@ func (c *Client) Alloc(ctx context.Context, name string, q *qos.Spec) (*Flow, er
 
 // Accept is the function Accept with this client.
 func (c *Client) Accept(ctx context.Context) (*Flow, error) {
-	f, err := c.get(ctx, ipc.OpAccept, ipc.AcceptArgs{TimeoutMS: timeout(ctx)})
+	f, err := c.exchange().accept(ctx, c)
 	if err != nil {
-		return nil, fmt.Errorf("accept flow: %w", err)
+		return nil, fmt.Errorf("accept flow: %w", timedOut(err))
 	}
 	return f, nil
 }

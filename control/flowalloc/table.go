@@ -9,8 +9,11 @@ import (
 )
 
 const (
-	firstEID = 64   // smaller EIDs are components of the member (spec 20 §2.3)
-	lastDesc = 4095 // as in the reference (spec 21 §4)
+	firstEID = 64 // smaller EIDs are components of the member (spec 20 §2.3)
+	// lastDesc is 4095 in the reference (spec 21 §4). Only the member that made
+	// an EID looks into it, so there may be more: all that fit 16 bits, the
+	// flows of a node.
+	lastDesc = 65535
 	maxFlows = lastDesc - firstEID + 1
 )
 

@@ -25,7 +25,7 @@ func FuzzInput(f *testing.F) {
 		}
 		c := newConn(t, Config{QoS: spec, Rand: rands(1, 0x89abcdef), MaxPacket: 64, MaxMessage: 300, Window: int(mode >> 4)})
 		if mode&8 != 0 {
-			c.meet()
+			c.meet(second)
 		}
 		now := second
 		buf := make([]byte, 64)

@@ -113,6 +113,7 @@ func (c *Conn) ackExt(now int64, a uint32, more []byte) {
 		return
 	}
 	c.ackTime, c.backoff, c.probing = now, 0, false
+	c.mtu.alive()
 	if x.rtt > 0 {
 		c.rackRTT = x.rtt
 		c.sampleRTT(x.rtt)
@@ -171,6 +172,7 @@ func (c *Conn) gotSlot(now int64, n uint32, s *slot, x *sample) {
 	if early {
 		return
 	}
+	c.gotLarge(s)
 	if before(n, c.high) {
 		c.reordered = c.reordered || !s.again
 	} else {
@@ -254,9 +256,14 @@ func (c *Conn) lose(n uint32, s *slot) {
 
 // loseAll marks everything on the way as lost, lowest first: time is up.
 func (c *Conn) loseAll() {
-	for n := c.lwe; n != c.nxt && c.flight.n > 0; n++ {
-		if s := c.out.at(n); s.fate == onWay {
+	for n := c.lwe; n != c.nxt; n++ {
+		switch s := c.out.at(n); s.fate {
+		case onWay:
 			c.lose(n, s)
+		case missing:
+			// Behind those that were lost now and come before it: few are sent
+			// at a time, and the first is what the peer waits for.
+			c.move(n, s, missing)
 		}
 	}
 }
@@ -314,6 +321,7 @@ func (c *Conn) timersExt(now int64) {
 		c.stats.RTOs++
 		c.loseAll()
 		c.backoff = min(c.backoff+1, 16)
+		c.timeUpMTU(now)
 		c.probing = false
 		c.recovering, c.recover = true, c.nxt
 	case now >= c.probeAt():
@@ -324,6 +332,11 @@ func (c *Conn) timersExt(now int64) {
 
 // pollExt sends what is lost, else what is new, as the model allows.
 func (c *Conn) pollExt(now int64, dst []byte) int {
+	if c.cut.on {
+		if n := c.nextPiece(now, dst); n > 0 {
+			return n
+		}
+	}
 	if c.probeDue {
 		c.probeDue = false
 		if c.probe-c.lwe < c.nxt-c.lwe && c.out.at(c.probe).fate == onWay {

@@ -1,10 +1,12 @@
 // Package o7serr gives the error numbers of the O7s application interface
-// (spec 33 §2) as Go errors that work with errors.Is.
+// (spec 33 §2) as Go errors that work with errors.Is: with each other, and
+// with the errors that programs for other networks look for (see Errno.Is).
 package o7serr
 
 import (
 	"errors"
 	"fmt"
+	"os"
 	"syscall"
 )
 
@@ -53,6 +55,48 @@ func (e Errno) Error() string {
 	}
 	return syscall.Errno(e).Error()
 }
+
+// like are the errors of sockets that come closest to the numbers beyond
+// POSIX: what a program sees that was written for those.
+var like = map[Errno]syscall.Errno{
+	ENOTALLOC: syscall.EBADF,        // no such flow
+	EIRMD:     syscall.ENETDOWN,     // the network as a whole is not there
+	EIPCP:     syscall.EHOSTUNREACH, // no way to the name
+	EFLOWDOWN: syscall.ECONNRESET,   // for writers also EPIPE
+	EFLOWPEER: syscall.ETIMEDOUT,    // as of a TCP connection whose keep-alives fail
+	ENAME:     syscall.ENOENT,       // no such name
+	EAUTH:     syscall.EACCES,
+}
+
+// posix is the number of POSIX for e, or the nearest.
+func (e Errno) posix() syscall.Errno {
+	if n, ok := like[e]; ok {
+		return n
+	}
+	return syscall.Errno(e)
+}
+
+// Is makes errors.Is find the equivalents of e in other packages: the
+// syscall.Errno of the same number or, beyond POSIX, the nearest; what that is
+// in package os (os.ErrNotExist, os.ErrPermission, errors.ErrUnsupported, ...);
+// and os.ErrDeadlineExceeded for ETIMEDOUT, which means the caller's own
+// time-out here, never the peer's.
+func (e Errno) Is(target error) bool {
+	n := e.posix()
+	switch t := target.(type) { //nolint:errorlint // a target, not a chain
+	case Errno:
+		return e == t
+	case syscall.Errno:
+		return t == n || e == EFLOWDOWN && t == syscall.EPIPE
+	}
+	return n.Is(target) || e == ETIMEDOUT && target == os.ErrDeadlineExceeded //nolint:errorlint // sentinel
+}
+
+// Timeout reports whether the error is one of time, as of a net.Error.
+func (e Errno) Timeout() bool { return e.posix().Timeout() }
+
+// Temporary reports what syscall.Errno does.
+func (e Errno) Temporary() bool { return e.posix().Temporary() }
 
 // Code returns the negated number that the interface and the wire use.
 func (e Errno) Code() int32 { return -int32(e) }

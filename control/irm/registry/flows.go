@@ -8,8 +8,11 @@ import (
 	"github.com/o7s/o7s-router/lib/qos"
 )
 
-// MaxFlow is the largest flow id; ids start at 1 (spec 45 §1).
-const MaxFlow = 10239
+// MaxFlow is the largest flow id; ids start at 1. The reference has 10239 (spec
+// 45 §1), which one program with 10 000 flows to another uses up twice. The ids
+// are the node's own, so there may be more: as many as 16 bits count, four times
+// what a process may have.
+const MaxFlow = 65535
 
 // FlowState is where a flow is in its life (spec 45 §5).
 type FlowState uint8
