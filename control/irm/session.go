@@ -17,13 +17,14 @@ import (
 	"github.com/o7s/o7s-router/lib/ring"
 )
 
-// maxPending bounds the requests of one connection that wait for an answer:
-// as many as a process may have flows (spec 47 §4.2, PROG_MAX_FLOWS).
-const maxPending = 4096
+// maxPending bounds the requests of one connection that wait for an answer: as
+// many as a process may have flows, which it may release all at once.
+const maxPending = maxFlows
 
 const (
-	// maxFlows is how many flows one process may have (PROG_MAX_FLOWS there).
-	maxFlows = 4096
+	// maxFlows is how many flows one process may have: what it can share with
+	// another, four times the reference's (spec 47 §4.2, PROG_MAX_FLOWS).
+	maxFlows = ring.SlabSlots
 	// maxSessions is the default of Config.MaxSessions: far more than programs
 	// need, and too few to exhaust the daemon.
 	maxSessions = 1024

@@ -58,7 +58,6 @@ const (
 )
 
 const (
-	defaultWindow = 8192     // packets: 12 MB, a gigabit for 100 ms
 	defaultBuffer = 32 << 20 // bytes
 )
 
@@ -103,8 +102,8 @@ type Config struct {
 	// MaxMessage bounds assembled messages; 0: DefaultMaxMessage.
 	MaxMessage int
 	// Window bounds how many packets may be on the way in each direction
-	// between our own ends, once the path turns out to need them; 0: 8192, at
-	// most 32768. A reference peer is granted 256.
+	// between our own ends, once the path turns out to need them; 0: 32768,
+	// which is the most. A reference peer is granted 256.
 	Window int
 	// Buffer bounds the bytes of received packets that wait for those before
 	// them or for the program, about; 0: 32 MiB.
@@ -138,6 +137,10 @@ type Stats struct {
 	Fragments              uint64 // fragments and partial messages dropped
 	RTOs, FastRetransmits  uint64
 	RTT                    time.Duration // smoothed; 0: no sample
+	PathMTU                int           // longest packet that is sent now, bytes
+	Probes                 uint64        // of the path's MTU
+	Pieces                 uint64        // of packets that were too large for it
+	BlackHoles             uint64        // times that packets of that length did not arrive any more
 }
 
 // Conn is one end of a flow. It is not safe for concurrent use. Its memory is
@@ -149,6 +152,7 @@ type Conn struct {
 	pre, suf     int // of the cipher
 	hdr, trailer int
 	maxPayload   int
+	fragMax      int // longest message that goes in one packet, for now
 	maxMessage   int
 	window       uint32 // most packets on the way
 	buffer       int
@@ -225,6 +229,9 @@ type Conn struct {
 	probeDue             bool
 	probedAt             int64
 
+	mtu pmtu // between our own ends
+	cut cut
+
 	// Receiver: everything before next was received.
 	rRun      bool
 	next      uint32
@@ -235,6 +242,7 @@ type Conn struct {
 	rData     int64  // ns, last packet with data or a start of the run
 	early     ring[arrival]
 	earlyN    int
+	partials  int       // packets in early of which some pieces are there
 	ooo       spanSet   // the numbers of early
 	tlv       []byte    // the payload of a control packet
 	recent    [8]uint32 // numbers that came since the last acknowledgement, not in order
@@ -264,7 +272,7 @@ func New(cfg Config) (*Conn, error) {
 	m := ModeOf(cfg.QoS)
 	c := &Conn{
 		codec: cfg.Codec, cipher: cfg.Cipher, rand: cfg.Rand,
-		maxMessage: cfg.MaxMessage, window: defaultWindow, granted: refWindow, buffer: cfg.Buffer,
+		maxMessage: cfg.MaxMessage, window: maxWindow, granted: refWindow, buffer: cfg.Buffer,
 		reliable: m == Reliable, linger: m == Reliable, plain: cfg.Plain || cfg.Spec, spec: cfg.Spec,
 		rto: firstRTO, patience: 1, ackAt: Never, rdvsAt: Never, announceAt: Never, rackAt: Never,
 	}
@@ -300,6 +308,7 @@ func New(cfg Config) (*Conn, error) {
 	if c.maxPayload < 1 {
 		return nil, fmt.Errorf("frcp: packets of %d bytes have no room for data", cfg.MaxPacket)
 	}
+	c.fragMax, c.mtu.limit, c.mtu.most, c.mtu.at = c.maxPayload, cfg.MaxPacket, cfg.MaxPacket, Never
 	mpl := cfg.MPL
 	if mpl <= 0 {
 		mpl = defaultMPL
@@ -320,7 +329,7 @@ func (c *Conn) Err() error { return c.err }
 // Stats returns the counters.
 func (c *Conn) Stats() Stats {
 	s := c.stats
-	s.RTT = time.Duration(c.srtt)
+	s.RTT, s.PathMTU = time.Duration(c.srtt), c.mtu.limit
 	return s
 }
 
@@ -380,6 +389,7 @@ func (c *Conn) fail(err error) {
 	c.dropPart()
 	c.blocked, c.resend, c.ctlDue, c.rdvsDue, c.announceDue = false, false, false, false, false
 	c.ackAt, c.announceAt, c.eosLeft, c.finalAck = Never, Never, 0, false
+	c.mtu.stop()
 	c.clearFlight()
 }
 
@@ -447,7 +457,7 @@ func (c *Conn) Trim() {
 		c.out.trim()
 		c.sacked.s = nil
 	}
-	if c.earlyN == 0 {
+	if c.earlyN == 0 && c.partials == 0 {
 		c.early.trim()
 		c.ooo.s = nil
 	}
@@ -492,7 +502,7 @@ func (c *Conn) Deadline() int64 {
 	if c.sendNow() {
 		return 0
 	}
-	d := min(c.ackAt, c.announceAt)
+	d := min(c.ackAt, c.announceAt, c.mtu.at)
 	if c.paced() {
 		d = min(d, c.deadlineExt())
 	}
@@ -519,5 +529,5 @@ func (c *Conn) Deadline() int64 {
 
 func (c *Conn) sendNow() bool {
 	return c.nxt != c.seqno && !c.paced() || c.probeDue || c.resend || c.sweep != c.sweepEnd || c.ctlDue || c.rdvsDue ||
-		c.finalAck || c.announceDue || c.eosLeft > 0 || c.farewell()
+		c.finalAck || c.announceDue || c.eosLeft > 0 || c.farewell() || c.mtu.due != 0 || c.mtu.answers > 0 || c.cut.on
 }

@@ -109,7 +109,7 @@ func TestReorderingIsNotLoss(t *testing.T) {
 		w.check = 2000
 		l := link{delay: 20 * ms, jitter: jitter}
 		w.links = [2]link{l, l}
-		pa, pb := &app{c: a, out: msgs(1, 40000, 1000, 1400)}, &app{c: b, readSize: 2000}
+		pa, pb := &app{c: a, out: msgs(1, 10000, 1000, 1400)}, &app{c: b, readSize: 2000}
 		start := w.now
 		if !w.run(100*time.Second, func() bool { pa.run(w.now); pb.run(w.now); return len(pb.got) == len(pa.out) }) {
 			t.Fatal("not complete")

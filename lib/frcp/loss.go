@@ -113,6 +113,7 @@ func (c *Conn) ackExt(now int64, a uint32, more []byte) {
 		return
 	}
 	c.ackTime, c.backoff, c.probing = now, 0, false
+	c.mtu.alive()
 	if x.rtt > 0 {
 		c.rackRTT = x.rtt
 		c.sampleRTT(x.rtt)
@@ -158,11 +159,12 @@ func (c *Conn) gotSlot(now int64, n uint32, s *slot, x *sample) {
 	}
 	c.model.got(now, s, x)
 	// The acknowledgement of a packet that was repeated a moment ago, or is
-	// about to be, is for what was sent before.
-	early := s.again && now-s.sent < c.model.minRTT
+	// about to be, is for what was sent before. The smallest round trip of a
+	// path with a queue is not as small as that of a single packet.
+	early := s.again && (c.model.minRTT == 0 || now-s.sent < c.model.minRTT*3/4)
 	if early || s.fate == missing {
 		c.model.roundLost -= min(c.model.roundLost, uint64(s.size))
-		if c.backoff == 0 && n != c.probe {
+		if c.backoff == 0 && n != c.probe && c.model.minRTT > 0 {
 			c.reordered = true
 			c.patient(n)
 		}
@@ -170,6 +172,7 @@ func (c *Conn) gotSlot(now int64, n uint32, s *slot, x *sample) {
 	if early {
 		return
 	}
+	c.gotLarge(s)
 	if before(n, c.high) {
 		c.reordered = c.reordered || !s.again
 	} else {
@@ -253,9 +256,14 @@ func (c *Conn) lose(n uint32, s *slot) {
 
 // loseAll marks everything on the way as lost, lowest first: time is up.
 func (c *Conn) loseAll() {
-	for n := c.lwe; n != c.nxt && c.flight.n > 0; n++ {
-		if s := c.out.at(n); s.fate == onWay {
+	for n := c.lwe; n != c.nxt; n++ {
+		switch s := c.out.at(n); s.fate {
+		case onWay:
 			c.lose(n, s)
+		case missing:
+			// Behind those that were lost now and come before it: few are sent
+			// at a time, and the first is what the peer waits for.
+			c.move(n, s, missing)
 		}
 	}
 }
@@ -268,7 +276,7 @@ func (c *Conn) room() bool {
 	if c.backoff > 0 && c.flight.n >= max(sweepMax>>c.backoff, 1) {
 		return false // the path may be cut
 	}
-	return c.flight.n < refWindow || c.inFlight < c.model.cwnd()
+	return c.flight.n < c.model.least() || c.inFlight < c.model.cwnd()
 }
 
 // probeAt is when the last packet goes again because nothing is heard: after
@@ -313,6 +321,7 @@ func (c *Conn) timersExt(now int64) {
 		c.stats.RTOs++
 		c.loseAll()
 		c.backoff = min(c.backoff+1, 16)
+		c.timeUpMTU(now)
 		c.probing = false
 		c.recovering, c.recover = true, c.nxt
 	case now >= c.probeAt():
@@ -323,6 +332,11 @@ func (c *Conn) timersExt(now int64) {
 
 // pollExt sends what is lost, else what is new, as the model allows.
 func (c *Conn) pollExt(now int64, dst []byte) int {
+	if c.cut.on {
+		if n := c.nextPiece(now, dst); n > 0 {
+			return n
+		}
+	}
 	if c.probeDue {
 		c.probeDue = false
 		if c.probe-c.lwe < c.nxt-c.lwe && c.out.at(c.probe).fate == onWay {
@@ -330,8 +344,8 @@ func (c *Conn) pollExt(now int64, dst []byte) int {
 		}
 	}
 	if c.lost.n == 0 && c.nxt == c.seqno {
-		if c.flight.n > 0 && before(c.seqno, c.rwe) && c.room() {
-			c.model.idle(c.inFlight) // the program could write more
+		if c.flight.n > 0 && c.room() {
+			c.model.idle(c.inFlight) // the path could take more than the program or the peer's window give
 		}
 		return 0
 	}

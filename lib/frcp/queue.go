@@ -18,6 +18,7 @@ type slot struct {
 	// Between our own ends, see loss.go and rate.go.
 	limited     bool // sent while the program was the limit
 	fate        fate
+	tries       uint8  // times that it was sent again, whole
 	size        uint32 // bytes of the packet
 	prev, next  uint32 // in the chain of its fate
 	delivered   uint64 // what the peer had when it was sent, bytes
@@ -31,6 +32,7 @@ type arrival struct {
 	buf   *packet.Buf
 	flags Flags
 	full  bool
+	mask  uint64 // pieces that are there, see piece.go
 }
 
 // message is one message that waits for its reader.

@@ -12,6 +12,7 @@ func (c *Conn) Input(now int64, p []byte) {
 	if len(p) == 0 || c.err != nil {
 		return // keep-alives are not ours
 	}
+	size := len(p)
 	sure := true // of the integrity, as far as the flow provides it
 	if c.trailer > 0 {
 		if q, ok := CheckCRC(p); ok {
@@ -41,7 +42,7 @@ func (c *Conn) Input(now int64, p []byte) {
 	c.lastRx = now
 	c.heard, c.announceAt = true, Never
 	if h.Flags&Ext != 0 && !c.plain && sure && !c.ext {
-		c.meet()
+		c.meet(now)
 	}
 
 	fresh := false
@@ -84,11 +85,29 @@ func (c *Conn) Input(now int64, p []byte) {
 		c.rData = now
 		c.onData(now, h, p, fresh)
 	}
+	if len(more) > 0 {
+		c.onElements(now, more, size)
+	}
 	c.pump(now)
 }
 
+// onElements takes what a control packet of size bytes has behind its header,
+// but for what belongs to its acknowledgement (see ackExt).
+func (c *Conn) onElements(now int64, p []byte, size int) {
+	for typ, v, rest, ok := nextTLV(p); ok && c.err == nil; typ, v, rest, ok = nextTLV(rest) {
+		switch typ {
+		case tlvProbe:
+			c.onProbe(v, size)
+		case tlvProbed:
+			c.onProbed(now, v)
+		case tlvPiece:
+			c.onPiece(now, v)
+		}
+	}
+}
+
 // meet notes that the peer is one of ours.
-func (c *Conn) meet() {
+func (c *Conn) meet(now int64) {
 	c.ext = true
 	if c.reliable {
 		c.model = new(model)
@@ -103,6 +122,7 @@ func (c *Conn) meet() {
 			}
 		}
 	}
+	c.meetMTU(now)
 	c.growWindow()
 }
 
@@ -167,7 +187,7 @@ func (c *Conn) noteAnswer(moved bool) {
 // newRun begins a run of the peer (spec 30 §5 step 1); false if the flow has
 // failed by that.
 func (c *Conn) newRun(now int64, seq uint32) bool {
-	if c.earlyN > 0 || c.part != nil {
+	if c.earlyN > 0 || c.partials > 0 || c.part != nil {
 		if c.reliable {
 			c.fail(ErrRunLost)
 			return false
@@ -175,23 +195,29 @@ func (c *Conn) newRun(now int64, seq uint32) bool {
 		c.dropPart()
 	}
 	c.rRun, c.rData = true, now
-	c.next, c.acked = seq, seq
+	c.next, c.acked, c.grown = seq, seq, seq
 	c.rEdge = seq + c.grant() - min(c.readyPkts, c.grant())
 	c.advEdge = c.rEdge
 	c.ackCount = 0
-	c.grown = seq
 	return true
 }
 
-// grant is the window in packets. Between our own ends it doubles with each
-// window of packets that the program reads in time, as far as memory allows:
+// grant is the window in packets. Between our own ends it doubles with each half
+// window of packets that arrives while the program reads, as far as memory allows:
 // the sender's model, not this, decides how many are on the way.
 func (c *Conn) grant() uint32 {
 	if !c.ext {
 		return min(refWindow, max(c.window, 1))
 	}
-	if c.reliable && c.next-c.grown >= c.granted && c.readyPkts <= c.granted/2 {
-		c.grown = c.next
+	if !c.reliable {
+		return c.granted
+	}
+	top := c.next
+	if c.earlyN > 0 {
+		top, _ = c.ooo.end()
+	}
+	if top-c.grown >= c.granted/2 && c.readyPkts <= c.granted/4 {
+		c.grown = top
 		limit := max(refWindow, uint32(c.buffer/(c.maxPayload+packet.Headroom)))
 		c.granted = max(c.granted, min(2*c.granted, c.window, limit))
 	}
@@ -264,6 +290,7 @@ func (c *Conn) onData(now int64, h Header, p []byte, fresh bool) {
 			c.duplicate(h.Seq)
 			return
 		}
+		c.dropPartial(h.Seq)
 		*a = arrival{buf: packet.From(p), flags: f, full: true}
 		c.earlyN++
 		if !c.ext {
@@ -272,6 +299,7 @@ func (c *Conn) onData(now int64, h Header, p []byte, fresh bool) {
 		}
 		end, _ := c.ooo.end()
 		c.ooo.add(h.Seq, h.Seq+1)
+		c.growWindow()
 		if c.earlyN == 1 || h.Seq != end {
 			c.ctlDue = true
 			c.recent[c.recentN%len(c.recent)] = h.Seq
@@ -280,6 +308,9 @@ func (c *Conn) onData(now int64, h Header, p []byte, fresh bool) {
 			c.countAck(now)
 		}
 		return
+	}
+	if c.partials > 0 {
+		c.dropPartial(h.Seq)
 	}
 	c.next++
 	c.accept(f, packet.From(p))
@@ -398,17 +429,16 @@ func (c *Conn) dropPart() {
 }
 
 func (c *Conn) dropEarly() {
-	if c.earlyN > 0 {
+	if c.earlyN > 0 || c.partials > 0 {
 		for i := range c.early.s {
-			if a := &c.early.s[i]; a.full {
-				if a.buf != nil {
-					a.buf.Release()
-				}
-				*a = arrival{}
+			a := &c.early.s[i]
+			if a.buf != nil {
+				a.buf.Release()
 			}
+			*a = arrival{}
 		}
 	}
-	c.earlyN = 0
+	c.earlyN, c.partials = 0, 0
 	c.ooo.clear()
 }
 

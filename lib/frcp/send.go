@@ -24,7 +24,14 @@ func (c *Conn) Write(now int64, p []byte) error {
 		c.block(now)
 		return ErrWouldBlock
 	}
-	if len(p) > c.maxPayload {
+	if !c.reliable && c.ext {
+		c.confirmLarge(now, len(p))
+	}
+	if c.mtu.hope && len(p)+c.overhead() > pmtuBase {
+		c.wantLarger(now)
+	}
+	if len(p) > c.fragMax {
+		c.wantLarger(now)
 		c.pend, c.pendOff = packet.From(p), 0
 		c.pump(now)
 		return nil
@@ -100,6 +107,7 @@ func (c *Conn) clearFlight() {
 	c.recovering = false
 	c.high, c.rackSent, c.rackAt = c.seqno, 0, Never
 	c.probing, c.probeDue = false, false
+	c.cut.on = false
 }
 
 func (c *Conn) block(now int64) {
@@ -139,10 +147,13 @@ func (c *Conn) pump(now int64) {
 		if c.pendOff == 0 {
 			frag = First | More
 		}
-		if len(rest) <= c.maxPayload {
+		if len(rest) <= c.fragMax {
 			frag = First
+			if c.pendOff == 0 {
+				frag = 0 // more fits than when it was written
+			}
 		}
-		n := min(len(rest), c.maxPayload)
+		n := min(len(rest), c.fragMax)
 		c.queue(packet.From(rest[:n]), frag)
 		if c.pendOff += n; n == len(rest) {
 			c.pend.Release()
@@ -191,6 +202,12 @@ func (c *Conn) Poll(now int64, dst []byte) int {
 		if n := c.control(now, dst, 0); n > 0 {
 			return n
 		}
+	}
+	if c.mtu.answers > 0 {
+		return c.control(now, dst, 0)
+	}
+	if c.mtu.due != 0 {
+		return c.probePacket(now, dst)
 	}
 	if c.paced() {
 		if n := c.pollExt(now, dst); n > 0 {
@@ -262,6 +279,9 @@ func (c *Conn) timers(now int64) {
 		if c.ackNext() != c.acked || c.rEdge != c.advEdge {
 			c.ctlDue = true
 		}
+	}
+	if now >= c.mtu.at {
+		c.probeTimeout(now)
 	}
 	if now >= c.announceAt {
 		c.announceAt, c.announceDue = Never, c.announced < announces
@@ -372,7 +392,7 @@ func (c *Conn) sendNext(now int64, dst []byte) int {
 	case c.spec && c.reliable:
 		c.specSent(now, seq, s)
 	}
-	n := c.seal(dst, c.dataHeader(now, s.flags, seq), payload(s))
+	n := c.emit(now, dst, s.flags, seq, s)
 	if !c.reliable {
 		c.free(seq)
 		c.lwe = c.nxt
@@ -400,9 +420,20 @@ func (c *Conn) repeat(now int64, dst []byte, seq uint32, vague bool) int {
 		c.fly(now, seq, s)
 	}
 	c.stats.Resent++
+	if c.paced() {
+		c.sentAgain(now, s)
+	}
 	f := s.flags
 	if c.paced() && c.known && s.first-c.ackTime < runSure {
 		f &^= DRF
+	}
+	return c.emit(now, dst, f, seq, s)
+}
+
+// emit builds a data packet.
+func (c *Conn) emit(now int64, dst []byte, f Flags, seq uint32, s *slot) int {
+	if int(s.size) > c.mtu.limit && c.paced() {
+		return c.cutPacket(now, dst, f, seq)
 	}
 	return c.seal(dst, c.dataHeader(now, f, seq), payload(s))
 }
@@ -447,7 +478,7 @@ func (c *Conn) control(now int64, dst []byte, f Flags) int {
 			c.acknowledged()
 		}
 	}
-	if h.Flags == 0 {
+	if h.Flags == 0 && c.mtu.answers == 0 {
 		return 0 // nothing to say
 	}
 	c.sAct = now
@@ -455,15 +486,18 @@ func (c *Conn) control(now int64, dst []byte, f Flags) int {
 	if c.ext && c.rclosed {
 		h.Flags |= First // as in an end of stream
 	}
-	if !c.ext || !c.reliable || h.Flags&Ack == 0 {
+	if !c.ext {
 		return c.seal(dst, h, nil)
 	}
-	c.tlv = c.tlv[:0]
-	if c.twiceDue && c.maxPayload >= tlvHeader+4 {
+	c.tlv = c.appendAnswers(c.tlv[:0])
+	if !c.reliable || h.Flags&Ack == 0 {
+		return c.seal(dst, h, c.tlv)
+	}
+	if c.twiceDue && c.fragMax >= tlvHeader+4 {
 		c.tlv = appendSize(c.tlv, tlvTwice, c.twice, 4)
 	}
 	if c.earlyN > 0 {
-		c.tlv = appendSack(c.tlv, c.ooo, c.recent[:c.recentN], c.maxPayload)
+		c.tlv = appendSack(c.tlv, c.ooo, c.recent[:c.recentN], c.fragMax)
 	}
 	c.recentN, c.twiceDue = 0, false
 	return c.seal(dst, h, c.tlv)

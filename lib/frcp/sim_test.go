@@ -31,6 +31,9 @@ type link struct {
 	loss, dup, flip float64
 	delay, jitter   int64
 	cut             func(now int64) bool // true: nothing passes
+	rate            int64                // bytes/s that pass; 0: any
+	queue           int64                // bytes that wait for that, what is more is lost
+	free            int64                // when what waits has passed
 }
 
 type transit struct {
@@ -97,6 +100,14 @@ func (w *network) send(from int, p []byte) {
 			}
 		}
 		at := w.now + l.delay
+		if l.rate > 0 {
+			l.free = max(l.free, w.now)
+			if (l.free-w.now)*l.rate/second > l.queue {
+				continue
+			}
+			l.free += int64(len(p)) * second / l.rate
+			at = l.free + l.delay
+		}
 		if l.jitter > 0 {
 			at += w.rng.Int64N(l.jitter)
 		}

@@ -19,6 +19,8 @@ const (
 	tlvProbed = 3
 	// tlvTwice tells a sequence number that arrived more than once.
 	tlvTwice = 4
+	// tlvPiece is a part of a packet of data, see piece.go.
+	tlvPiece = 5
 )
 
 // maxSpans bounds the spans of a packet: 512 bytes. What a window of thousands
