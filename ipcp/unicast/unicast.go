@@ -260,11 +260,15 @@ func (l *Layer) keepAlive(now time.Time, c *conn) time.Time {
 		// Posted, not called: the caller walks the table of adjacencies.
 		l.loop.post(func(now time.Time) { l.lost(now, c, "peer timed out") })
 	}
+	look := l.doubts(now, c, heard, tx)
 	next := c.alive.Next()
 	if next == keepalive.Never {
-		return time.Time{}
+		return look
 	}
-	return l.born.Add(time.Duration(next))
+	if at := l.born.Add(time.Duration(next)); look.IsZero() || at.Before(look) {
+		return at
+	}
+	return look
 }
 
 // Connect makes an adjacency for component c with the member that serves dst.
