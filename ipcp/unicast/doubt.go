@@ -12,7 +12,8 @@ import (
 // of two minutes is all that specification 30 has. But whoever made an adjacency
 // can make it again at any time. So when packets go out on a data-transfer
 // adjacency and nothing comes back, its initiator tries that beside the old one:
-// an answer from another address proves that the neighbour started anew.
+// an answer from another address proves that the neighbour started anew. The same
+// when its link-state updates stay out.
 
 const (
 	// doubtAfter is the silence that begins it. Traffic through a neighbour has
@@ -53,12 +54,27 @@ func (l *Layer) doubts(now time.Time, c *conn, heard bool, sent uint64) time.Tim
 	}
 	wait := doubtAfter << min(d.tries, doubtMax)
 	d.look = now.Add(wait)
-	if !d.trying && sent-d.sentAtRx >= doubtPackets && now.Sub(c.lastRx) >= doubtAfter {
+	if !d.trying && now.Sub(c.lastRx) >= doubtAfter && (sent-d.sentAtRx >= doubtPackets || l.silent(now, c.peer)) {
 		d.trying = true
 		d.tries++
 		l.tryAgain(c)
 	}
 	return d.look
+}
+
+// silent reports that a neighbour has not announced its adjacencies when it
+// should have (spec 42): who only receives from it notices it by that.
+func (l *Layer) silent(now time.Time, peer uint64) bool {
+	any := false
+	for _, c := range l.conns {
+		if c.comp == ipcp.Management && c.peer == peer {
+			if now.Sub(c.lastRx) < l.updates+doubtAfter {
+				return false
+			}
+			any = true
+		}
+	}
+	return any
 }
 
 // tryAgain makes the adjacency c a second time.

@@ -68,6 +68,8 @@ type Layer struct {
 	conns  map[linkstate.FlowID]*conn
 	nextID linkstate.FlowID
 	reach  map[uint64]struct{} // destinations with a route
+	// updates is how often members announce their adjacencies.
+	updates time.Duration
 	// changed is when routes last appeared or went.
 	changed  time.Time
 	wanted   map[intent]qos.Spec // adjacencies that the operator asked for
@@ -189,6 +191,7 @@ func (l *Layer) start(cfg ipcp.Config) error {
 		return fmt.Errorf("directory: %w", err)
 	}
 	l.fa = l.newAllocator(cfg, addr)
+	l.updates = time.Duration(u.TUpdate) * time.Second
 
 	l.mu.Lock()
 	if l.state != ipcp.StateBoot { // closed while it enrolled
