@@ -31,6 +31,8 @@ type e2ePath struct {
 	lower  path
 	direct framer // lower, if it takes packets where they are built
 	t      *tender
+	spec   bool
+	mpl    time.Duration
 	mtu    int // longest message in one packet
 
 	mu       sync.Mutex // guards what follows, and the lower path but for the driver's wait
@@ -43,6 +45,8 @@ type e2ePath struct {
 	kicked   [2]bool
 	waiting  [2]bool // follows the driver
 	down     error   // the flow ended: to be told to conn once everything that arrived was taken in
+	large    bool    // the writer waits to learn whether the peer takes more than a packet
+	largeBy  int64   // and no longer than until then
 	released bool
 
 	// Messages that the reader has taken; its own.
@@ -76,6 +80,9 @@ const (
 	takeBatch = 32
 	// roomRetry is when a lower path that was full is tried again.
 	roomRetry = int64(200 * time.Microsecond)
+	// meetTime bounds how long the first message larger than a packet waits for
+	// the peer to say what it is. Ours do so as soon as the flow is there.
+	meetTime = int64(time.Second)
 	// maxWait keeps a far deadline within what a time.Time of a poller takes.
 	maxWait = int64(time.Hour)
 )
@@ -89,7 +96,7 @@ func newE2EPath(lower path, info *ipc.FlowResult, spec bool, t *tender) (*e2ePat
 		return nil, err
 	}
 	p := &e2ePath{
-		lower: lower, t: t, mtu: conn.MaxPayload(), conn: conn, driving: nobody,
+		lower: lower, t: t, spec: spec, mtu: conn.MaxPayload(), mpl: max(time.Duration(info.MPL), 100) * time.Millisecond, conn: conn, driving: nobody,
 		dl: [2]int64{frcp.Never, frcp.Never}, sig: [2]chan struct{}{make(chan struct{}, 1), make(chan struct{}, 1)},
 	}
 	if p.direct, _ = lower.(framer); p.direct != nil {
@@ -179,13 +186,32 @@ func (p *e2ePath) deadline(now int64) int64 {
 	if p.held > 0 {
 		return now + roomRetry
 	}
-	return p.conn.Deadline()
+	d := p.conn.Deadline()
+	if p.large {
+		d = min(d, p.largeBy)
+	}
+	return d
+}
+
+// meeting reports whether a message larger than a packet has to wait until the
+// peer is heard of.
+func (p *e2ePath) meeting(now int64) bool {
+	if p.spec || p.conn.Heard() || p.conn.Err() != nil {
+		return false
+	}
+	if p.largeBy == 0 {
+		p.largeBy = now + meetTime
+	}
+	return now < p.largeBy
 }
 
 // ready reports whether a wait of direction d is over.
 func (p *e2ePath) ready(d ring.Dir) bool {
 	if d == ring.DirRead {
 		return p.conn.Readable()
+	}
+	if p.large && p.meeting(nanotime()) {
+		return false
 	}
 	return p.conn.Writable()
 }
@@ -202,7 +228,7 @@ func (p *e2ePath) tell() {
 		p.tellOf(false)
 	}
 	if p.driving != nobody {
-		if next := p.conn.Deadline(); next < p.until {
+		if next := p.deadline(nanotime()); next < p.until {
 			p.until = next
 			p.setLower(next)
 		}
@@ -398,6 +424,13 @@ func (p *e2ePath) Put(b []byte) error {
 		return p.lower.Put(b)
 	}
 	now := nanotime()
+	if p.large = len(b) > p.mtu && len(b) <= frcp.DefaultMaxMessage && p.meeting(now); p.large {
+		p.advance(now, true)
+		if p.large = p.meeting(now); p.large {
+			p.settle(now)
+			return ring.ErrFull
+		}
+	}
 	err := p.conn.Write(now, b)
 	if err != nil && errors.Is(err, frcp.ErrWouldBlock) {
 		p.advance(now, true) // the window may have opened
@@ -427,6 +460,7 @@ func (p *e2ePath) WaitWrite() error { return p.wait(ring.DirWrite) }
 func (p *e2ePath) cancelWrite() {
 	p.mu.Lock()
 	p.conn.CancelWrite()
+	p.large = false
 	p.mu.Unlock()
 }
 
@@ -540,6 +574,10 @@ func (p *e2ePath) finish(deadline int64) time.Duration {
 	}
 	p.released = true
 	q := p.conn.Quarantine(nanotime())
+	if p.down == errDealloc { //nolint:errorlint // our own
+		// The other end has gone, and repeats nothing any more.
+		q = min(q, 2*p.mpl)
+	}
 	p.conn.Release()
 	return q
 }
@@ -575,7 +613,13 @@ func (p *e2ePath) stats() frcp.Stats {
 
 // OnRing and Arm are for sets of flows. What arrives is taken in by whoever
 // looks next.
-func (p *e2ePath) OnRing(f func(lead bool)) { p.notify.Store(&f) }
+func (p *e2ePath) OnRing(f func(lead bool)) {
+	if f == nil {
+		p.notify.Store(nil)
+		return
+	}
+	p.notify.Store(&f)
+}
 
 func (p *e2ePath) Arm() bool {
 	p.mu.Lock()
@@ -666,6 +710,7 @@ func (p *e2ePath) tend() bool {
 	if p.held > 0 || p.conn.Deadline() != frcp.Never {
 		return true
 	}
+	p.conn.Trim()
 	// From here on it rings. What it would ring for may be there already.
 	p.listed.Store(false)
 	if p.lower.Arm() {

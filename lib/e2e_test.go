@@ -462,3 +462,62 @@ func TestOrderedFlowAllocatesNothing(t *testing.T) {
 		t.Errorf("%.0f allocations for 50 messages", n)
 	}
 }
+
+// A message larger than a packet can be written as soon as the flow is there:
+// it waits until the peer has said that it is one of ours.
+func TestLargeFirstMessage(t *testing.T) {
+	d := newFake(t)
+	x, hx := d.flow1(t, d.client(t), &qos.Data)
+	big := testMessage(1, 1)
+	big = append(big, make([]byte, 100_000)...)
+	if err := x.SetFlags(Default | WNOBLOCK); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := x.Write(big); !errors.Is(err, o7serr.EAGAIN) {
+		t.Errorf("without blocking: %v", err)
+	}
+	if err := x.SetFlags(Default); err != nil {
+		t.Fatal(err)
+	}
+	if err := x.SetWriteDeadline(time.Now().Add(10 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := x.Write(big); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("with a deadline: %v", err)
+	}
+	if err := x.SetWriteDeadline(time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	wrote := make(chan error, 1)
+	go func() {
+		_, err := x.Write(big)
+		wrote <- err
+	}()
+	y, hy := d.flow1(t, d.client(t), &qos.Data)
+	(&wire{}).between(t, hx, hy)
+	buf := make([]byte, len(big)+1)
+	if n, err := y.Read(buf); err != nil || !bytes.Equal(buf[:n], big) {
+		t.Errorf("read %d bytes, %v", n, err)
+	}
+	if err := <-wrote; err != nil {
+		t.Error(err)
+	}
+}
+
+// Nobody answers: the message is too large after a while, and so are later ones
+// at once.
+func TestLargeMessageToNobody(t *testing.T) {
+	d := newFake(t)
+	x, _ := d.flow1(t, d.client(t), &qos.Data)
+	begin := time.Now()
+	if _, err := x.Write(make([]byte, 5000)); !errors.Is(err, o7serr.EMSGSIZE) {
+		t.Error(err)
+	}
+	if d := time.Since(begin); d < time.Duration(meetTime) {
+		t.Errorf("given up after %v", d)
+	}
+	if _, err := x.Write(make([]byte, frcp.DefaultMaxMessage+1)); !errors.Is(err, o7serr.EMSGSIZE) {
+		t.Error(err)
+	}
+	x.SetLinger(0)
+}

@@ -76,6 +76,7 @@ type Event uint8
 
 // Events; the numbers are those of the reference's interface.
 const (
+	EventPacket  Event = 1  // there is a message to read; of flows in a Set only
 	EventDown    Event = 2  // the flow is down
 	EventUp      Event = 4  // and up again
 	EventDealloc Event = 16 // the other end, or the layer, released it
@@ -84,6 +85,8 @@ const (
 
 func (e Event) String() string {
 	switch e {
+	case EventPacket:
+		return "packet"
 	case EventDown:
 		return "down"
 	case EventUp:
@@ -136,7 +139,11 @@ type Flow struct {
 	fd      int
 	info    ipc.FlowResult
 	path    path
+	hub     *ring.Hub
+	watch   watch    // guarded by session.mu
 	e2e     *e2ePath // path, if that runs the end-to-end protocol
+
+	set atomic.Pointer[member] // in a Set
 
 	flags   atomic.Uint32 // Flags but DOWN
 	state   atomic.Uint32 // state bits
@@ -171,6 +178,7 @@ const eventQueue = 16
 func newFlow(s *session, info ipc.FlowResult, p path) *Flow {
 	f := &Flow{session: s, id: info.Flow, info: info, path: p, events: make(chan Event, eventQueue)}
 	f.evs = f.events
+	f.hub = s.desk.Hub()
 	f.e2e, _ = p.(*e2ePath)
 	f.flags.Store(uint32(Default))
 	return f
@@ -221,6 +229,12 @@ func (f *Flow) trouble(write bool) error {
 func (f *Flow) Read(p []byte) (int, error) {
 	f.rmu.Lock()
 	defer f.rmu.Unlock()
+	n, err := f.read(p)
+	f.again(err)
+	return n, err
+}
+
+func (f *Flow) read(p []byte) (int, error) {
 	if f.mark {
 		f.mark = false
 		return 0, nil
@@ -260,6 +274,12 @@ func (f *Flow) ReadBatch(bufs [][]byte, sizes []int) (int, error) {
 	_ = sizes[len(bufs)-1]
 	f.rmu.Lock()
 	defer f.rmu.Unlock()
+	n, err := f.readBatch(bufs, sizes)
+	f.again(err)
+	return n, err
+}
+
+func (f *Flow) readBatch(bufs [][]byte, sizes []int) (int, error) {
 	f.mark = false
 	m, err := f.next()
 	if err != nil {
@@ -362,7 +382,8 @@ func waitError(err error) error {
 	return err
 }
 
-// Write sends p as one message. It blocks while the queue is full. A message
+// Write sends p as one message. It blocks while the queue is full; a message
+// larger than the MTU also until the peer was heard of, a second at most. A message
 // of length 0 is a keep-alive, which the peer's program does not see. Errors:
 // os.ErrDeadlineExceeded (also o7serr.ETIMEDOUT), o7serr.EAGAIN with WNOBLOCK,
 // o7serr.EMSGSIZE for more than MaxMessage bytes, o7serr.EFLOWDOWN,
@@ -484,6 +505,9 @@ func (f *Flow) event(e Event) {
 	}
 	f.path.Kick(ring.DirRead)
 	f.path.Kick(ring.DirWrite)
+	if m := f.set.Load(); m != nil {
+		m.set.event(f, e)
+	}
 }
 
 // orphan is called when the daemon died. A flow to a program on this machine
@@ -536,6 +560,9 @@ func (f *Flow) Close() error {
 	err := errClosed
 	f.closing.Do(func() {
 		f.state.Or(stateClosed)
+		if m := f.set.Load(); m != nil {
+			m.set.Del(f)
+		}
 		f.path.Shut()
 		f.rmu.Lock()
 		f.wmu.Lock()

@@ -34,6 +34,8 @@ const (
 	dupThreshold = 3       // duplicate acknowledgements that mean a loss
 	sweepMax     = 64      // packets sent again at once when time is up
 	eosCopies    = 3       // of an end of stream on a flow without retransmission
+	farewells    = 3       // acknowledgements after both ends of stream: nobody asks for the last one
+	announces    = 4       // until the peer is heard of
 )
 
 const (
@@ -45,6 +47,10 @@ const (
 	minRTO     = int64(30 * time.Millisecond) // above the delay of acknowledgements (oddity 10)
 	maxRTO     = int64(4 * time.Second)       // thirty attempts within R
 	carrierGap = int64(5 * time.Millisecond)  // between repetitions that carry control fields
+	announceIn = int64(200 * time.Millisecond)
+	// lastWords is for how long an end of stream is repeated to a peer that has
+	// closed the flow and is not heard of any more.
+	lastWords = int64(5 * time.Second)
 	// A sender continues its numbers this much longer than it must: the peer
 	// counts whole seconds from arrivals, and takes a new run too early for
 	// part of the old one.
@@ -52,7 +58,6 @@ const (
 )
 
 const (
-	defaultWindow = 8192     // packets: 12 MB, a gigabit for 100 ms
 	defaultBuffer = 32 << 20 // bytes
 )
 
@@ -97,8 +102,8 @@ type Config struct {
 	// MaxMessage bounds assembled messages; 0: DefaultMaxMessage.
 	MaxMessage int
 	// Window bounds how many packets may be on the way in each direction
-	// between our own ends, once the path turns out to need them; 0: 8192, at
-	// most 32768. A reference peer is granted 256.
+	// between our own ends, once the path turns out to need them; 0: 32768,
+	// which is the most. A reference peer is granted 256.
 	Window int
 	// Buffer bounds the bytes of received packets that wait for those before
 	// them or for the program, about; 0: 32 MiB.
@@ -132,6 +137,10 @@ type Stats struct {
 	Fragments              uint64 // fragments and partial messages dropped
 	RTOs, FastRetransmits  uint64
 	RTT                    time.Duration // smoothed; 0: no sample
+	PathMTU                int           // longest packet that is sent now, bytes
+	Probes                 uint64        // of the path's MTU
+	Pieces                 uint64        // of packets that were too large for it
+	BlackHoles             uint64        // times that packets of that length did not arrive any more
 }
 
 // Conn is one end of a flow. It is not safe for concurrent use. Its memory is
@@ -143,6 +152,7 @@ type Conn struct {
 	pre, suf     int // of the cipher
 	hdr, trailer int
 	maxPayload   int
+	fragMax      int // longest message that goes in one packet, for now
 	maxMessage   int
 	window       uint32 // most packets on the way
 	buffer       int
@@ -151,6 +161,8 @@ type Conn struct {
 	spec         bool
 	linger       bool
 	ext          bool // the peer is one of ours
+	heard        bool
+	mpl          int64
 	err          error
 	sInact       int64 // s
 	rInact       int64 // s, as the specification has it: for Quarantine
@@ -160,6 +172,7 @@ type Conn struct {
 	// Sender: packets [lwe, nxt) are outstanding, [nxt, seqno) wait for Poll.
 	sRun            bool
 	conf            bool // the peer has shown that it knows the run
+	known           bool // it has acknowledged something of it
 	lwe, nxt        uint32
 	seqno, rwe      uint32
 	sAct            int64 // ns, last packet of the run
@@ -188,25 +201,36 @@ type Conn struct {
 	finalAck        bool
 	closedAt        int64
 	announceDue     bool
+	announced       int8
+	announceAt      int64
+	gaveUp          bool // it was not acknowledged by a peer that had closed
+	byes            int8
+	quiet           bool // the peer sends nothing any more
+	wasOver         bool // both directions had ended when the flow failed
 
 	// Sender of a reliable flow between our own ends.
-	model     *model
-	sacked    spanSet // what the peer has beyond lwe
-	sackedN   int     // packets in it
-	inFlight  uint64  // bytes on the way
-	flying    int     // packets on the way
-	lostN     int     // packets to be sent again
-	lostHint  uint32  // none is before it
-	high      uint32  // behind the highest that was delivered
-	rackSent  int64   // when the newest packet that was delivered was sent
-	rackSeq   uint32
-	rackRTT   int64
-	rackAt    int64 // then more may be lost
-	reordered bool  // packets overtake each other on this path
-	lastSent  int64
-	probing   bool // the last packet was sent again, nothing was heard since
-	probe     uint32
-	probeDue  bool
+	model                *model
+	sacked               spanSet // what the peer has beyond lwe
+	sackedN              int     // packets in it
+	flight               chain   // packets on the way, as they were sent
+	inFlight             uint64  // bytes of them
+	lost                 chain   // packets to be sent again
+	high                 uint32  // behind the highest that was delivered
+	rackSent             int64   // when the newest packet that was delivered was sent
+	rackSeq              uint32
+	rackRTT              int64
+	rackAt               int64 // then more may be lost
+	reordered            bool  // packets overtake each other on this path
+	patience, patientFor uint8 // see patient
+	patientAt            uint32
+	lastSent             int64
+	probing              bool // the last packet was sent again, nothing was heard since
+	probe                uint32
+	probeDue             bool
+	probedAt             int64
+
+	mtu pmtu // between our own ends
+	cut cut
 
 	// Receiver: everything before next was received.
 	rRun      bool
@@ -218,10 +242,15 @@ type Conn struct {
 	rData     int64  // ns, last packet with data or a start of the run
 	early     ring[arrival]
 	earlyN    int
-	ooo       spanSet // the numbers of early
-	tlv       []byte  // the payload of a control packet
-	granted   uint32  // packets: the window, as it has grown
-	grown     uint32  // next when it did
+	partials  int       // packets in early of which some pieces are there
+	ooo       spanSet   // the numbers of early
+	tlv       []byte    // the payload of a control packet
+	recent    [8]uint32 // numbers that came since the last acknowledgement, not in order
+	recentN   int
+	twice     uint32 // a number that came more than once
+	twiceDue  bool
+	granted   uint32 // packets: the window, as it has grown
+	grown     uint32 // next when it did
 	ready     ring[message]
 	rHead     uint32
 	rTail     uint32
@@ -231,6 +260,7 @@ type Conn struct {
 	partPkts  uint32
 	cur       *packet.Buf // rest of a message that a short read left
 	eos       bool
+	gone      bool // the peer has closed
 	rclosed   bool
 	ackCount  int
 	ackAt     int64
@@ -242,9 +272,9 @@ func New(cfg Config) (*Conn, error) {
 	m := ModeOf(cfg.QoS)
 	c := &Conn{
 		codec: cfg.Codec, cipher: cfg.Cipher, rand: cfg.Rand,
-		maxMessage: cfg.MaxMessage, window: defaultWindow, granted: refWindow, buffer: cfg.Buffer,
+		maxMessage: cfg.MaxMessage, window: maxWindow, granted: refWindow, buffer: cfg.Buffer,
 		reliable: m == Reliable, linger: m == Reliable, plain: cfg.Plain || cfg.Spec, spec: cfg.Spec,
-		rto: firstRTO, ackAt: Never, rdvsAt: Never, rackAt: Never,
+		rto: firstRTO, patience: 1, ackAt: Never, rdvsAt: Never, announceAt: Never, rackAt: Never,
 	}
 	if m == Bare {
 		return nil, errors.New("frcp: the qos of the flow does not ask for ordering")
@@ -278,10 +308,12 @@ func New(cfg Config) (*Conn, error) {
 	if c.maxPayload < 1 {
 		return nil, fmt.Errorf("frcp: packets of %d bytes have no room for data", cfg.MaxPacket)
 	}
+	c.fragMax, c.mtu.limit, c.mtu.most, c.mtu.at = c.maxPayload, cfg.MaxPacket, cfg.MaxPacket, Never
 	mpl := cfg.MPL
 	if mpl <= 0 {
 		mpl = defaultMPL
 	}
+	c.mpl = int64(mpl)
 	c.sInact = int64((3*mpl+maxAckTime+maxRtxTime)/time.Second) + 1
 	c.rInact = int64((2*mpl+maxAckTime+maxRtxTime)/time.Second) + 1
 	// A second early: the peer's clock ticks at another moment, and a new run
@@ -297,12 +329,15 @@ func (c *Conn) Err() error { return c.err }
 // Stats returns the counters.
 func (c *Conn) Stats() Stats {
 	s := c.stats
-	s.RTT = time.Duration(c.srtt)
+	s.RTT, s.PathMTU = time.Duration(c.srtt), c.mtu.limit
 	return s
 }
 
 // PeerExt reports whether the peer has shown that it is one of ours.
 func (c *Conn) PeerExt() bool { return c.ext }
+
+// Heard reports whether anything was heard of the peer at all.
+func (c *Conn) Heard() bool { return c.heard }
 
 // MaxPayload is the longest message that travels in one packet, in bytes.
 func (c *Conn) MaxPayload() int { return c.maxPayload }
@@ -340,6 +375,7 @@ func (c *Conn) Abort(err error) {
 
 func (c *Conn) fail(err error) {
 	c.err = err
+	c.wasOver = c.over()
 	for s := c.lwe; s != c.seqno; s++ {
 		c.free(s)
 	}
@@ -352,9 +388,21 @@ func (c *Conn) fail(err error) {
 	c.dropEarly()
 	c.dropPart()
 	c.blocked, c.resend, c.ctlDue, c.rdvsDue, c.announceDue = false, false, false, false, false
-	c.ackAt, c.eosLeft, c.finalAck = Never, 0, false
+	c.ackAt, c.announceAt, c.eosLeft, c.finalAck = Never, Never, 0, false
+	c.mtu.stop()
 	c.clearFlight()
 }
+
+// over reports that both directions of a reliable flow between our own ends have
+// ended and were acknowledged, as far as this end knows.
+func (c *Conn) over() bool {
+	return c.ext && c.reliable && c.eos && c.eosSent && c.lwe == c.seqno && !c.gaveUp
+}
+
+// farewell reports that an acknowledgement of the peer's end of stream is due.
+// It goes several times: who has nothing to send any more releases the flow,
+// and could not answer a repetition.
+func (c *Conn) farewell() bool { return c.byes < farewells && c.over() }
 
 // Close ends the flow (spec 30 §9): what was not read is dropped, an end of
 // stream and a last acknowledgement are sent. Poll and Input go on until Done.
@@ -364,8 +412,8 @@ func (c *Conn) Close(now int64) {
 	if c.rclosed {
 		return
 	}
+	c.rclosed, c.closedAt, c.byes = true, now, 0
 	c.CloseWrite(now)
-	c.rclosed, c.closedAt = true, now
 	if c.cur != nil {
 		c.cur.Release()
 		c.cur = nil
@@ -387,7 +435,7 @@ func (c *Conn) Done() bool {
 	switch {
 	case c.err != nil:
 		return true
-	case !c.rclosed || c.finalAck:
+	case !c.rclosed || c.finalAck || c.farewell():
 		return false
 	case c.linger && c.lwe != c.seqno:
 		return false
@@ -402,21 +450,37 @@ func (c *Conn) Release() {
 	c.fail(ErrClosed)
 }
 
-// Trim drops spare memory of a Conn on which nothing is under way.
+// Trim drops the memory of large windows, when nothing is under way. It may be
+// called often: what a few packets take stays.
 func (c *Conn) Trim() {
 	if c.lwe == c.seqno {
-		c.out.s, c.sacked.s = nil, nil
+		c.out.trim()
+		c.sacked.s = nil
 	}
-	if c.earlyN == 0 {
-		c.early.s, c.ooo.s = nil, nil
+	if c.earlyN == 0 && c.partials == 0 {
+		c.early.trim()
+		c.ooo.s = nil
 	}
 	if c.rHead == c.rTail {
-		c.ready.s = nil
+		c.ready.trim()
 	}
 }
 
-// Quarantine is how long the endpoint of the flow must not be reused.
+// Quarantine is how long the endpoint of the flow must not be reused. Delta-t
+// (spec 30 §9) waits for packets that the peer may still repeat. A peer of ours
+// whose end of stream we have, and that has said that nothing of its is
+// unacknowledged, repeats nothing: only what is in the network has to die. One
+// that was told several times that we have closed stops after lastWords, and
+// should it miss all of that, what it repeats begins no run (see repeat).
 func (c *Conn) Quarantine(now int64) time.Duration {
+	if c.wasOver || c.err == nil && c.over() {
+		switch {
+		case c.quiet:
+			return time.Duration(2 * c.mpl)
+		case c.rclosed:
+			return time.Duration(2*c.mpl + lastWords)
+		}
+	}
 	var left int64
 	if c.sRun {
 		left = max(left, c.sInact-(sec(now)-sec(c.sAct)))
@@ -438,9 +502,12 @@ func (c *Conn) Deadline() int64 {
 	if c.sendNow() {
 		return 0
 	}
-	d := c.ackAt
+	d := min(c.ackAt, c.announceAt, c.mtu.at)
 	if c.paced() {
 		d = min(d, c.deadlineExt())
+	}
+	if c.endUnheard() {
+		d = min(d, c.endGivenUp())
 	}
 	if c.rclosed && !c.Done() {
 		d = min(d, c.closedAt+int64(maxRtxTime))
@@ -462,5 +529,5 @@ func (c *Conn) Deadline() int64 {
 
 func (c *Conn) sendNow() bool {
 	return c.nxt != c.seqno && !c.paced() || c.probeDue || c.resend || c.sweep != c.sweepEnd || c.ctlDue || c.rdvsDue ||
-		c.finalAck || c.announceDue || c.eosLeft > 0
+		c.finalAck || c.announceDue || c.eosLeft > 0 || c.farewell() || c.mtu.due != 0 || c.mtu.answers > 0 || c.cut.on
 }

@@ -54,6 +54,7 @@ func TestAnyNetwork(t *testing.T) {
 		a, b := mk(1), mk(2)
 		both := !a.plain && !b.plain
 		w := newNetwork(seed, a, b, l)
+		w.check = 3
 		stall := int64(rapid.IntRange(0, 3000).Draw(t, "reader stalls ms")) * ms
 		start := w.now
 		apps := [2]*app{{c: a}, {c: b}}

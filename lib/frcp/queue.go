@@ -16,11 +16,11 @@ type slot struct {
 	vague bool        // an acknowledgement may be for any of them: no RTT sample (Karn)
 
 	// Between our own ends, see loss.go and rate.go.
-	flying      bool   // on the way, as far as is known
-	lost        bool   // to be sent again
-	sacked      bool   // at the peer, behind a hole
-	limited     bool   // sent while the program was the limit
+	limited     bool // sent while the program was the limit
+	fate        fate
+	tries       uint8  // times that it was sent again, whole
 	size        uint32 // bytes of the packet
+	prev, next  uint32 // in the chain of its fate
 	delivered   uint64 // what the peer had when it was sent, bytes
 	deliveredAt int64  // and since when
 	firstSent   int64  // of the packet delivered then
@@ -32,6 +32,7 @@ type arrival struct {
 	buf   *packet.Buf
 	flags Flags
 	full  bool
+	mask  uint64 // pieces that are there, see piece.go
 }
 
 // message is one message that waits for its reader.
@@ -61,4 +62,11 @@ func (r *ring[T]) reserve(from, n, used uint32) {
 		s[(from+i)&(size-1)] = *r.at(from + i)
 	}
 	r.s = s
+}
+
+// trim drops the memory of an empty queue, if that is much.
+func (r *ring[T]) trim() {
+	if len(r.s) > 4*firstSlots {
+		r.s = nil
+	}
 }

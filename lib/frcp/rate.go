@@ -10,8 +10,8 @@ import "time"
 // of what is sent do.
 //
 // The specification has no congestion control: a sender may have 256 packets on
-// the way, whatever the path. So may ours, always; the model lets it have more,
-// as many as the path holds, and paces them.
+// the way, whatever the path. So may ours until it knows better; then it has as
+// many as the path holds, and paces them.
 type model struct {
 	delivered   uint64 // bytes that the peer has
 	deliveredAt int64
@@ -33,6 +33,8 @@ type model struct {
 	cycleAt int64
 
 	roundLost, roundGot uint64 // bytes
+	roundRTT            int64  // smallest of the round, ns; 0: none
+	tight               int    // rounds for which the queue of the path is kept short
 
 	paceAt int64 // when everything that was sent has left at the paced rate
 }
@@ -59,9 +61,16 @@ const (
 	paceBurst = int64(2 * time.Millisecond)
 	// minBurst is the same in bytes, for slow paths.
 	minBurst = 16 * 1500
+	// leastPackets keeps acknowledgements coming on slow paths.
+	leastPackets = 32
 	// heavyLoss is the share of a round's bytes, in percent, whose loss means
 	// that more is sent than the path carries.
 	heavyLoss = 25
+	// someLoss is the same for losses with a queue: then no more is on the way
+	// than the path holds, for some rounds.
+	someLoss    = 2
+	tightRounds = 16
+	tightGain   = 1100
 )
 
 // gains of cruise, in thousandths, a round-trip time each.
@@ -111,6 +120,9 @@ func (m *model) got(now int64, s *slot, x *sample) {
 func (m *model) update(now int64, x sample, inFlight uint64) {
 	if x.rtt > 0 {
 		m.takeRTT(now, x.rtt)
+		if m.roundRTT == 0 || x.rtt < m.roundRTT {
+			m.roundRTT = x.rtt
+		}
 	}
 	if !x.any || m.minRTT == 0 {
 		return
@@ -121,8 +133,11 @@ func (m *model) update(now int64, x sample, inFlight uint64) {
 	begins := x.prior >= m.roundEnd
 	if begins {
 		m.roundEnd = m.delivered
-		m.round++
-		m.rates[m.round%rateRounds] = 0
+		// A round of which nothing was learnt does not push out what is known.
+		if m.rates[m.round%rateRounds] != 0 {
+			m.round++
+			m.rates[m.round%rateRounds] = 0
+		}
 		if lost := m.roundLost; lost*100 > (lost+m.roundGot)*heavyLoss && lost > 8*1500 {
 			for i := range m.rates {
 				m.rates[i] = m.rates[i] * 7 / 10
@@ -131,7 +146,19 @@ func (m *model) update(now int64, x sample, inFlight uint64) {
 				m.phase, m.full = drain, m.rate()
 			}
 		}
-		m.roundLost, m.roundGot = 0, 0
+		if m.tight > 0 {
+			m.tight--
+		}
+		// Losses while each packet of the round had to queue are for want of
+		// room, not by chance.
+		if lost := m.roundLost; lost*100 > (lost+m.roundGot)*someLoss && lost > 8*1500 &&
+			m.minRTT >= paceRTT && m.roundRTT > m.minRTT+m.minRTT/4 {
+			m.tight = tightRounds
+			if m.phase == startup {
+				m.phase, m.full = drain, m.rate()
+			}
+		}
+		m.roundLost, m.roundGot, m.roundRTT = 0, 0, 0
 	}
 	if span := max(x.sendSpan, now-x.priorAt); span >= m.minRTT && span > 0 {
 		r := uint64(float64(m.delivered-x.prior) * 1e9 / float64(span))
@@ -191,10 +218,23 @@ func (m *model) bdp(gain int64) uint64 {
 
 // cwnd is how many bytes may be on the way.
 func (m *model) cwnd() uint64 {
-	if m.phase == startup {
+	switch {
+	case m.phase == startup:
 		return m.bdp(startupGain)
+	case m.tight > 0:
+		return m.bdp(tightGain)
 	}
 	return m.bdp(cwndGain)
+}
+
+// least is how many packets may be on the way whatever the model says: as many
+// as the specification has while nothing is known, and where a round trip is
+// shorter than what schedulers do to it.
+func (m *model) least() int {
+	if m.phase == startup && m.full == 0 || m.minRTT < paceRTT {
+		return refWindow
+	}
+	return leastPackets
 }
 
 // pacing is the rate to send at in bytes/s; 0: at once.

@@ -12,6 +12,7 @@ func (c *Conn) Input(now int64, p []byte) {
 	if len(p) == 0 || c.err != nil {
 		return // keep-alives are not ours
 	}
+	size := len(p)
 	sure := true // of the integrity, as far as the flow provides it
 	if c.trailer > 0 {
 		if q, ok := CheckCRC(p); ok {
@@ -39,8 +40,9 @@ func (c *Conn) Input(now int64, p []byte) {
 	p = p[c.hdr:]
 	c.stats.Received++
 	c.lastRx = now
+	c.heard, c.announceAt = true, Never
 	if h.Flags&Ext != 0 && !c.plain && sure && !c.ext {
-		c.meet()
+		c.meet(now)
 	}
 
 	fresh := false
@@ -53,6 +55,7 @@ func (c *Conn) Input(now int64, p []byte) {
 			fresh = true
 		case h.Flags&Data != 0:
 			c.stats.NoRun++
+			c.pump(now) // the peer may have become known by it
 			return
 		}
 	}
@@ -62,6 +65,17 @@ func (c *Conn) Input(now int64, p []byte) {
 		more = p
 	}
 	c.onControl(now, h, more)
+	if c.ext && c.eos && h.Flags&(Ext|Data|First) == Ext|First {
+		c.gone = true
+	}
+	if c.ext && h.Flags&(Ext|DRF|Data|RDVS) == Ext|DRF {
+		switch {
+		case h.Flags&Ack == 0:
+			c.ctlDue = true // it has not heard of us yet
+		case c.eos && h.Seq == c.next && c.eosSent && h.Ack == c.seqno:
+			c.quiet = true
+		}
+	}
 	if h.Flags&RDVS != 0 {
 		if c.rRun {
 			c.growWindow()
@@ -71,20 +85,44 @@ func (c *Conn) Input(now int64, p []byte) {
 		c.rData = now
 		c.onData(now, h, p, fresh)
 	}
+	if len(more) > 0 {
+		c.onElements(now, more, size)
+	}
 	c.pump(now)
 }
 
+// onElements takes what a control packet of size bytes has behind its header,
+// but for what belongs to its acknowledgement (see ackExt).
+func (c *Conn) onElements(now int64, p []byte, size int) {
+	for typ, v, rest, ok := nextTLV(p); ok && c.err == nil; typ, v, rest, ok = nextTLV(rest) {
+		switch typ {
+		case tlvProbe:
+			c.onProbe(v, size)
+		case tlvProbed:
+			c.onProbed(now, v)
+		case tlvPiece:
+			c.onPiece(now, v)
+		}
+	}
+}
+
 // meet notes that the peer is one of ours.
-func (c *Conn) meet() {
+func (c *Conn) meet(now int64) {
 	c.ext = true
 	if c.reliable {
 		c.model = new(model)
 		c.rackAt, c.high, c.rackSent = Never, c.lwe, 0
 		for n := c.lwe; n != c.nxt; n++ {
-			c.enter(c.out.at(n))
+			c.move(n, c.out.at(n), onWay)
 		}
-		c.resend, c.sweep = false, c.sweepEnd
+		c.resend, c.sweep, c.recovering = false, c.sweepEnd, false
+		for i := range uint32(len(c.early.s)) {
+			if n := c.next + i; c.early.at(n).full {
+				c.ooo.add(n, n+1)
+			}
+		}
 	}
+	c.meetMTU(now)
 	c.growWindow()
 }
 
@@ -149,7 +187,7 @@ func (c *Conn) noteAnswer(moved bool) {
 // newRun begins a run of the peer (spec 30 §5 step 1); false if the flow has
 // failed by that.
 func (c *Conn) newRun(now int64, seq uint32) bool {
-	if c.earlyN > 0 || c.part != nil {
+	if c.earlyN > 0 || c.partials > 0 || c.part != nil {
 		if c.reliable {
 			c.fail(ErrRunLost)
 			return false
@@ -165,15 +203,22 @@ func (c *Conn) newRun(now int64, seq uint32) bool {
 	return true
 }
 
-// grant is the window in packets. Between our own ends it doubles with each
-// window of packets that the program reads in time, as far as memory allows:
+// grant is the window in packets. Between our own ends it doubles with each half
+// window of packets that arrives while the program reads, as far as memory allows:
 // the sender's model, not this, decides how many are on the way.
 func (c *Conn) grant() uint32 {
 	if !c.ext {
 		return min(refWindow, max(c.window, 1))
 	}
-	if c.reliable && c.next-c.grown >= c.granted && c.readyPkts <= c.granted/2 {
-		c.grown = c.next
+	if !c.reliable {
+		return c.granted
+	}
+	top := c.next
+	if c.earlyN > 0 {
+		top, _ = c.ooo.end()
+	}
+	if top-c.grown >= c.granted/2 && c.readyPkts <= c.granted/4 {
+		c.grown = top
 		limit := max(refWindow, uint32(c.buffer/(c.maxPayload+packet.Headroom)))
 		c.granted = max(c.granted, min(2*c.granted, c.window, limit))
 	}
@@ -233,8 +278,7 @@ func (c *Conn) onData(now int64, h Header, p []byte, fresh bool) {
 	}
 	switch {
 	case d < 0:
-		c.stats.Duplicate++
-		c.ctlDue = true // our acknowledgement was lost
+		c.duplicate(h.Seq) // our acknowledgement was lost
 		return
 	case !before(h.Seq, c.rEdge):
 		c.stats.OutOfWindow++
@@ -244,9 +288,10 @@ func (c *Conn) onData(now int64, h Header, p []byte, fresh bool) {
 		c.early.reserve(c.next, uint32(d)+1, uint32(len(c.early.s)))
 		a := c.early.at(h.Seq)
 		if a.full {
-			c.stats.Duplicate++
+			c.duplicate(h.Seq)
 			return
 		}
+		c.dropPartial(h.Seq)
 		*a = arrival{buf: packet.From(p), flags: f, full: true}
 		c.earlyN++
 		if !c.ext {
@@ -254,13 +299,19 @@ func (c *Conn) onData(now int64, h Header, p []byte, fresh bool) {
 			return
 		}
 		end, _ := c.ooo.end()
-		c.ooo.add(h.Seq, h.Seq+1, nil)
-		if newHole := c.earlyN == 1 || h.Seq != end; newHole {
+		c.ooo.add(h.Seq, h.Seq+1)
+		c.growWindow()
+		if c.earlyN == 1 || h.Seq != end {
 			c.ctlDue = true
+			c.recent[c.recentN%len(c.recent)] = h.Seq
+			c.recentN = min(c.recentN+1, len(c.recent))
 		} else {
 			c.countAck(now)
 		}
 		return
+	}
+	if c.partials > 0 {
+		c.dropPartial(h.Seq)
 	}
 	c.next++
 	c.accept(f, packet.From(p))
@@ -287,6 +338,13 @@ func (c *Conn) onData(now int64, h Header, p []byte, fresh bool) {
 	c.countAck(now)
 }
 
+// duplicate notes a packet that came before. The sender is told, so that it
+// learns what it repeats for nothing.
+func (c *Conn) duplicate(n uint32) {
+	c.stats.Duplicate++
+	c.twice, c.twiceDue, c.ctlDue = n, true, true
+}
+
 // countAck acknowledges one more packet: some at a time, or after a while.
 func (c *Conn) countAck(now int64) {
 	every := ackEvery
@@ -302,7 +360,7 @@ func (c *Conn) countAck(now int64) {
 
 // accept takes the next packet in order; it owns b.
 func (c *Conn) accept(f Flags, b *packet.Buf) {
-	if c.rclosed || c.eos {
+	if c.eos || c.rclosed && b.Len() > 0 {
 		b.Release()
 		return
 	}
@@ -312,7 +370,7 @@ func (c *Conn) accept(f Flags, b *packet.Buf) {
 			c.dropPart()
 			c.stats.Fragments++
 		}
-		c.eos = true
+		c.eos, c.gone = true, c.reliable && f&First != 0
 		return
 	}
 	if f == 0 || f == fragMask {
@@ -372,17 +430,16 @@ func (c *Conn) dropPart() {
 }
 
 func (c *Conn) dropEarly() {
-	if c.earlyN > 0 {
+	if c.earlyN > 0 || c.partials > 0 {
 		for i := range c.early.s {
-			if a := &c.early.s[i]; a.full {
-				if a.buf != nil {
-					a.buf.Release()
-				}
-				*a = arrival{}
+			a := &c.early.s[i]
+			if a.buf != nil {
+				a.buf.Release()
 			}
+			*a = arrival{}
 		}
 	}
-	c.earlyN = 0
+	c.earlyN, c.partials = 0, 0
 	c.ooo.clear()
 }
 

@@ -1,6 +1,8 @@
 package frcp
 
 import (
+	"time"
+
 	"github.com/o7s/o7s-router/lib/packet"
 )
 
@@ -22,7 +24,14 @@ func (c *Conn) Write(now int64, p []byte) error {
 		c.block(now)
 		return ErrWouldBlock
 	}
-	if len(p) > c.maxPayload {
+	if !c.reliable && c.ext {
+		c.confirmLarge(now, len(p))
+	}
+	if c.mtu.hope && len(p)+c.overhead() > pmtuBase {
+		c.wantLarger(now)
+	}
+	if len(p) > c.fragMax {
+		c.wantLarger(now)
 		c.pend, c.pendOff = packet.From(p), 0
 		c.pump(now)
 		return nil
@@ -38,7 +47,7 @@ func (c *Conn) Writable() bool {
 
 // CancelWrite tells that the writer which was refused does not wait any longer.
 func (c *Conn) CancelWrite() {
-	if c.pend == nil && (!c.eosWanted || c.eosSent) {
+	if c.pend == nil && (!c.eosWanted || c.eosSent || !c.ext) {
 		c.unblock()
 	}
 }
@@ -55,8 +64,8 @@ func (c *Conn) CloseWrite(now int64) {
 }
 
 // Announce sends a control packet at the next Poll: a peer of ours learns what
-// we are before it has to send a large message, any peer learns where our
-// numbers begin.
+// we are before it has to send a large message, and answers; any peer learns
+// where our numbers begin. It goes again some times while nothing is heard.
 func (c *Conn) Announce() { c.announceDue = c.err == nil }
 
 // startRun draws a new sequence number when there is none or it is too old
@@ -67,7 +76,7 @@ func (c *Conn) startRun(now int64) {
 	}
 	s := c.rand()
 	c.lwe, c.nxt, c.seqno, c.rwe = s, s, s, s+startWindow
-	c.sRun, c.conf, c.sAct, c.ackTime = true, false, now, now
+	c.sRun, c.conf, c.known, c.sAct, c.ackTime = true, false, false, now, now
 	c.backoff, c.recovering, c.resend = 0, false, false
 	c.clearFlight()
 	c.stale, c.rdvsOut, c.sweep, c.sweepEnd = 0, false, s, s
@@ -94,9 +103,11 @@ func (c *Conn) open() bool {
 // clearFlight forgets what is on the way.
 func (c *Conn) clearFlight() {
 	c.sacked.clear()
-	c.sackedN, c.inFlight, c.flying, c.lostN = 0, 0, 0, 0
+	c.sackedN, c.inFlight, c.flight, c.lost = 0, 0, chain{}, chain{}
+	c.recovering = false
 	c.high, c.rackSent, c.rackAt = c.seqno, 0, Never
 	c.probing, c.probeDue = false, false
+	c.cut.on = false
 }
 
 func (c *Conn) block(now int64) {
@@ -136,10 +147,13 @@ func (c *Conn) pump(now int64) {
 		if c.pendOff == 0 {
 			frag = First | More
 		}
-		if len(rest) <= c.maxPayload {
+		if len(rest) <= c.fragMax {
 			frag = First
+			if c.pendOff == 0 {
+				frag = 0 // more fits than when it was written
+			}
 		}
-		n := min(len(rest), c.maxPayload)
+		n := min(len(rest), c.fragMax)
 		c.queue(packet.From(rest[:n]), frag)
 		if c.pendOff += n; n == len(rest) {
 			c.pend.Release()
@@ -148,10 +162,13 @@ func (c *Conn) pump(now int64) {
 	}
 	if c.pend == nil && c.eosWanted && !c.eosSent && c.ext && c.open() {
 		c.eosSent = true
+		f := Flags(0)
 		if !c.reliable {
 			c.eosLeft = eosCopies - 1
+		} else if c.rclosed {
+			f = First // we have closed: see Conn.gone
 		}
-		c.queue(nil, 0)
+		c.queue(nil, f)
 	}
 	if c.pend != nil || c.eosWanted && !c.eosSent {
 		c.block(now)
@@ -186,6 +203,12 @@ func (c *Conn) Poll(now int64, dst []byte) int {
 			return n
 		}
 	}
+	if c.mtu.answers > 0 {
+		return c.control(now, dst, 0)
+	}
+	if c.mtu.due != 0 {
+		return c.probePacket(now, dst)
+	}
 	if c.paced() {
 		if n := c.pollExt(now, dst); n > 0 {
 			return n
@@ -204,7 +227,16 @@ func (c *Conn) Poll(now int64, dst []byte) int {
 			return n
 		}
 	}
+	if c.farewell() {
+		c.byes++
+		c.ctlDue = false
+		return c.control(now, dst, 0)
+	}
 	if c.ctlDue || c.announceDue {
+		if c.announceDue && !c.heard && !c.plain && c.announced < announces {
+			c.announceAt = now + announceIn<<c.announced
+			c.announced++
+		}
 		c.ctlDue, c.announceDue = false, false
 		return c.control(now, dst, 0)
 	}
@@ -248,6 +280,18 @@ func (c *Conn) timers(now int64) {
 			c.ctlDue = true
 		}
 	}
+	if now >= c.mtu.at {
+		c.probeTimeout(now)
+	}
+	if now >= c.announceAt {
+		c.announceAt, c.announceDue = Never, c.announced < announces
+	}
+	if c.endUnheard() && now >= c.endGivenUp() {
+		c.gaveUp = true
+		c.move(c.lwe, c.out.at(c.lwe), unknown)
+		c.free(c.lwe)
+		c.lwe = c.seqno
+	}
 	if c.rclosed && now-c.closedAt >= int64(maxRtxTime) && !c.Done() {
 		c.fail(ErrDown)
 		return
@@ -285,6 +329,14 @@ func (c *Conn) timers(now int64) {
 		}
 	}
 }
+
+// endUnheard reports that our end of stream alone is unacknowledged, by a peer
+// that has closed: it may have left, and does not need it.
+func (c *Conn) endUnheard() bool {
+	return c.gone && c.eosSent && c.paced() && c.seqno-c.lwe == 1 && c.nxt == c.seqno
+}
+
+func (c *Conn) endGivenUp() int64 { return max(c.lastRx, c.out.at(c.lwe).first) + lastWords }
 
 func (c *Conn) rtoAt() int64 {
 	rto := min(c.rto<<c.backoff, maxRTO)
@@ -333,14 +385,14 @@ func (c *Conn) sendNext(now int64, dst []byte) int {
 	c.stats.Sent++
 	switch {
 	case c.paced():
-		c.fly(now, s)
+		c.fly(now, seq, s)
 		if c.blocked && c.open() {
 			c.unblock()
 		}
 	case c.spec && c.reliable:
 		c.specSent(now, seq, s)
 	}
-	n := c.seal(dst, c.dataHeader(now, s.flags, seq), payload(s))
+	n := c.emit(now, dst, s.flags, seq, s)
 	if !c.reliable {
 		c.free(seq)
 		c.lwe = c.nxt
@@ -352,9 +404,9 @@ func (c *Conn) sendNext(now int64, dst []byte) int {
 }
 
 // fly notes that a packet is on the way.
-func (c *Conn) fly(now int64, s *slot) {
-	c.model.sent(now, s, c.flying == 0)
-	c.enter(s)
+func (c *Conn) fly(now int64, n uint32, s *slot) {
+	c.model.sent(now, s, c.flight.n == 0)
+	c.move(n, s, onWay)
 	c.lastSent = now
 }
 
@@ -365,12 +417,31 @@ func (c *Conn) repeat(now int64, dst []byte, seq uint32, vague bool) int {
 	s.vague = s.again || vague || !c.ext
 	s.sent, s.again = now, true
 	if c.paced() {
-		c.leave(s)
-		c.fly(now, s)
+		c.fly(now, seq, s)
 	}
 	c.stats.Resent++
-	return c.seal(dst, c.dataHeader(now, s.flags, seq), payload(s))
+	if c.paced() {
+		c.sentAgain(now, s)
+	}
+	f := s.flags
+	if c.paced() && c.known && s.first-c.ackTime < runSure {
+		f &^= DRF
+	}
+	return c.emit(now, dst, f, seq, s)
 }
+
+// emit builds a data packet.
+func (c *Conn) emit(now int64, dst []byte, f Flags, seq uint32, s *slot) int {
+	if int(s.size) > c.mtu.limit && c.paced() {
+		return c.cutPacket(now, dst, f, seq)
+	}
+	return c.seal(dst, c.dataHeader(now, f, seq), payload(s))
+}
+
+// runSure is how long after an acknowledgement the peer has our run for all the
+// time that a packet is repeated. A repetition then need not begin it, and must
+// not, should the peer's endpoint belong to another flow by now.
+const runSure = int64(5 * time.Second)
 
 func payload(s *slot) []byte {
 	if s.buf == nil {
@@ -407,16 +478,29 @@ func (c *Conn) control(now int64, dst []byte, f Flags) int {
 			c.acknowledged()
 		}
 	}
-	if h.Flags == 0 {
+	if h.Flags == 0 && c.mtu.answers == 0 {
 		return 0 // nothing to say
 	}
 	c.sAct = now
 	c.stats.Control++
-	if c.ext && c.reliable && c.earlyN > 0 && h.Flags&Ack != 0 {
-		c.tlv = appendSack(c.tlv[:0], c.ooo.s, c.maxPayload)
+	if c.ext && c.rclosed {
+		h.Flags |= First // as in an end of stream
+	}
+	if !c.ext {
+		return c.seal(dst, h, nil)
+	}
+	c.tlv = c.appendAnswers(c.tlv[:0])
+	if !c.reliable || h.Flags&Ack == 0 {
 		return c.seal(dst, h, c.tlv)
 	}
-	return c.seal(dst, h, nil)
+	if c.twiceDue && c.fragMax >= tlvHeader+4 {
+		c.tlv = appendSize(c.tlv, tlvTwice, c.twice, 4)
+	}
+	if c.earlyN > 0 {
+		c.tlv = appendSack(c.tlv, c.ooo, c.recent[:c.recentN], c.fragMax)
+	}
+	c.recentN, c.twiceDue = 0, false
+	return c.seal(dst, h, c.tlv)
 }
 
 // seal builds the packet: header and data, encryption, CRC (spec 30 §2).
@@ -497,5 +581,5 @@ func (c *Conn) sampleRTT(m int64) {
 		c.mdev += e
 	}
 	c.srtt, c.mdev = max(c.srtt, 1000), max(c.mdev, 100)
-	c.rto = min(max(minRTO, c.srtt+4*c.mdev), maxRTO)
+	c.rto = min(c.srtt+max(minRTO, 4*c.mdev), maxRTO)
 }

@@ -31,6 +31,9 @@ type link struct {
 	loss, dup, flip float64
 	delay, jitter   int64
 	cut             func(now int64) bool // true: nothing passes
+	rate            int64                // bytes/s that pass; 0: any
+	queue           int64                // bytes that wait for that, what is more is lost
+	free            int64                // when what waits has passed
 }
 
 type transit struct {
@@ -66,6 +69,8 @@ type network struct {
 	tap   func(from int, p []byte)
 	buf   [4096]byte
 	down  [2]bool
+	check int // the invariants every so many steps, of one end
+	steps int
 }
 
 func newNetwork(seed uint64, a, b end, l link) *network {
@@ -95,6 +100,14 @@ func (w *network) send(from int, p []byte) {
 			}
 		}
 		at := w.now + l.delay
+		if l.rate > 0 {
+			l.free = max(l.free, w.now)
+			if (l.free-w.now)*l.rate/second > l.queue {
+				continue
+			}
+			l.free += int64(len(p)) * second / l.rate
+			at = l.free + l.delay
+		}
 		if l.jitter > 0 {
 			at += w.rng.Int64N(l.jitter)
 		}
@@ -110,6 +123,11 @@ func (w *network) step(limit int64) bool {
 	for i, e := range w.ends {
 		c, _ := e.(*Conn)
 		full := c != nil && !c.Writable()
+		if w.steps++; c != nil && w.check > 0 && w.steps%w.check == 0 {
+			if err := c.invariant(w.now); err != nil {
+				panic(err)
+			}
+		}
 		for k := 0; ; k++ {
 			n := e.Poll(w.now, w.buf[:])
 			if n == 0 {

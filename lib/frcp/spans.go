@@ -10,56 +10,49 @@ type span struct{ from, to uint32 }
 // windows see to it.
 type spanSet struct{ s []span }
 
-// add adds [from, to) and calls fresh for each part of it that was not there.
-// It reports whether a span was added that touches none of those that were.
-func (t *spanSet) add(from, to uint32, fresh func(from, to uint32)) (apart bool) {
-	if from == to {
-		return false
+// find is the index of the first span that ends behind n: the only one that may
+// contain it.
+func (t *spanSet) find(n uint32) int {
+	lo, hi := 0, len(t.s)
+	for lo < hi {
+		m := int(uint(lo+hi) / 2)
+		if before(n, t.s[m].to) {
+			hi = m
+		} else {
+			lo = m + 1
+		}
 	}
-	// The last span is where most of it happens.
-	i := len(t.s)
-	for i > 0 && before(from, t.s[i-1].from) {
+	return lo
+}
+
+// add adds [from, to), which must not be empty.
+func (t *spanSet) add(from, to uint32) {
+	i := t.find(from)
+	if i > 0 && t.s[i-1].to == from {
 		i--
 	}
-	if i > 0 && !before(t.s[i-1].to, from) { // the one before reaches or touches it
-		i--
-	}
-	j, at := i, from
-	lo, hi := from, to
+	j := i
 	for ; j < len(t.s) && !before(to, t.s[j].from); j++ {
-		s := t.s[j]
-		if before(at, s.from) && fresh != nil {
-			fresh(at, s.from)
+		if before(t.s[j].from, from) {
+			from = t.s[j].from
 		}
-		if before(at, s.to) {
-			at = s.to
+		if before(to, t.s[j].to) {
+			to = t.s[j].to
 		}
-		if before(s.from, lo) {
-			lo = s.from
-		}
-		if before(hi, s.to) {
-			hi = s.to
-		}
-	}
-	if before(at, to) && fresh != nil {
-		fresh(at, to)
 	}
 	if i == j {
-		t.s = slices.Insert(t.s, i, span{lo, hi})
-		return true
+		t.s = slices.Insert(t.s, i, span{from, to})
+		return
 	}
-	t.s[i] = span{lo, hi}
-	t.s = slices.Delete(t.s, i+1, j)
-	return false
+	t.s[i] = span{from, to}
+	if j > i+1 {
+		t.s = slices.Delete(t.s, i+1, j)
+	}
 }
 
 // trim removes everything before n.
 func (t *spanSet) trim(n uint32) {
-	i := 0
-	for i < len(t.s) && !before(n, t.s[i].to) {
-		i++
-	}
-	if i > 0 {
+	if i := t.find(n); i > 0 {
 		t.s = slices.Delete(t.s, 0, i)
 	}
 	if len(t.s) > 0 && before(t.s[0].from, n) {

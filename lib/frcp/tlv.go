@@ -10,36 +10,52 @@ const (
 	tlvHeader = 3
 
 	// tlvSack lists what was received beyond the acknowledgement, as pairs
-	// of sequence numbers [from, to), lowest first.
+	// of sequence numbers [from, to), in any order.
 	tlvSack = 1
 	// tlvProbe fills a packet up to the size that is probed; its value starts
 	// with that size (32 bits), the rest is zero.
 	tlvProbe = 2
 	// tlvProbed answers a probe with its size (32 bits).
 	tlvProbed = 3
+	// tlvTwice tells a sequence number that arrived more than once.
+	tlvTwice = 4
+	// tlvPiece is a part of a packet of data, see piece.go.
+	tlvPiece = 5
 )
 
 // maxSpans bounds the spans of a packet: 512 bytes. What a window of thousands
 // of packets has more, the next acknowledgements tell.
 const maxSpans = 64
 
-// appendSack appends the spans. The highest are the newest: when not all fit,
-// the lowest, which are needed to send again, go first and the last one ends
-// the list.
-func appendSack(p []byte, s []span, room int) []byte {
-	n := min(len(s), maxSpans, (room-tlvHeader)/8)
+// appendSack appends the spans of t. When there are more than fit, those of the
+// recent numbers come first, then the highest, which are the newest, and the
+// lowest, which are needed first to go on.
+func appendSack(p []byte, t spanSet, recent []uint32, room int) []byte {
+	n := min(len(t.s), maxSpans, (room-len(p)-tlvHeader)/8)
 	if n <= 0 {
 		return p
 	}
 	p = append(p, tlvSack)
 	p = binary.BigEndian.AppendUint16(p, uint16(8*n))
-	for i := range n {
-		v := s[i]
-		if i == n-1 {
-			v = s[len(s)-1]
+	put := func(v span) {
+		if n > 0 {
+			p = binary.BigEndian.AppendUint32(p, v.from)
+			p = binary.BigEndian.AppendUint32(p, v.to)
+			n--
 		}
-		p = binary.BigEndian.AppendUint32(p, v.from)
-		p = binary.BigEndian.AppendUint32(p, v.to)
+	}
+	if n < len(t.s) {
+		for _, x := range recent {
+			if i := t.find(x); i < len(t.s) {
+				put(t.s[i])
+			}
+		}
+		for i, half := len(t.s)-1, n/2; n > half; i-- {
+			put(t.s[i])
+		}
+	}
+	for i := 0; n > 0; i++ {
+		put(t.s[i])
 	}
 	return p
 }
