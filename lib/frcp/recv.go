@@ -195,11 +195,10 @@ func (c *Conn) newRun(now int64, seq uint32) bool {
 		c.dropPart()
 	}
 	c.rRun, c.rData = true, now
-	c.next, c.acked = seq, seq
+	c.next, c.acked, c.grown = seq, seq, seq
 	c.rEdge = seq + c.grant() - min(c.readyPkts, c.grant())
 	c.advEdge = c.rEdge
 	c.ackCount = 0
-	c.grown = seq
 	return true
 }
 
