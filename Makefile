@@ -18,8 +18,7 @@ build:
 
 install: build
 	install -D -m 0755 $(BIN) $(DESTDIR)$(PREFIX)/bin/o7s-router
-	ln -sf o7s-router $(DESTDIR)$(PREFIX)/bin/irm
-	ln -sf o7s-router $(DESTDIR)$(PREFIX)/bin/oping
+	for l in irm oping oecho ocbr operf ovpn; do ln -sf o7s-router $(DESTDIR)$(PREFIX)/bin/$$l; done
 	install -d $(DESTDIR)$(PREFIX)/sbin
 	ln -sf ../bin/o7s-router $(DESTDIR)$(PREFIX)/sbin/irmd
 

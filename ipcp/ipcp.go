@@ -10,6 +10,7 @@ package ipcp
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/o7s/o7s-router/lib/packet"
 	"github.com/o7s/o7s-router/lib/qos"
@@ -107,6 +108,22 @@ type Flow interface {
 	// Close waits for a call that is running, so the sink must not call it
 	// itself (it may start a goroutine that does).
 	Close() error
+}
+
+// Lingerer is a flow whose endpoint the layer can keep from being used again
+// for a while: packets for it may still be on the way (spec 30 §9).
+type Lingerer interface {
+	// CloseLinger is Close; the endpoint is given to no other flow for d more,
+	// unless no other is left.
+	CloseLinger(d time.Duration) error
+}
+
+// CloseLinger closes f, with a quarantine of d where the layer has that.
+func CloseLinger(f Flow, d time.Duration) error {
+	if l, ok := f.(Lingerer); ok && d > 0 {
+		return l.CloseLinger(d)
+	}
+	return f.Close()
 }
 
 // AllocRequest is a request to a layer for a flow to the service with Hash.

@@ -139,10 +139,11 @@ type Flow struct {
 	fd      int
 	info    ipc.FlowResult
 	path    path
+	hub     *ring.Hub
+	watch   watch    // guarded by session.mu
 	e2e     *e2ePath // path, if that runs the end-to-end protocol
 
-	set   atomic.Pointer[Set] // that it is in
-	noted atomic.Bool         // the set knows that there may be a message
+	set atomic.Pointer[member] // in a Set
 
 	flags   atomic.Uint32 // Flags but DOWN
 	state   atomic.Uint32 // state bits
@@ -177,6 +178,7 @@ const eventQueue = 16
 func newFlow(s *session, info ipc.FlowResult, p path) *Flow {
 	f := &Flow{session: s, id: info.Flow, info: info, path: p, events: make(chan Event, eventQueue)}
 	f.evs = f.events
+	f.hub = s.desk.Hub()
 	f.e2e, _ = p.(*e2ePath)
 	f.flags.Store(uint32(Default))
 	return f
@@ -503,8 +505,8 @@ func (f *Flow) event(e Event) {
 	}
 	f.path.Kick(ring.DirRead)
 	f.path.Kick(ring.DirWrite)
-	if s := f.set.Load(); s != nil {
-		s.event(f, e)
+	if m := f.set.Load(); m != nil {
+		m.set.event(f, e)
 	}
 }
 
@@ -558,8 +560,8 @@ func (f *Flow) Close() error {
 	err := errClosed
 	f.closing.Do(func() {
 		f.state.Or(stateClosed)
-		if s := f.set.Load(); s != nil {
-			s.Del(f)
+		if m := f.set.Load(); m != nil {
+			m.set.Del(f)
 		}
 		f.path.Shut()
 		f.rmu.Lock()

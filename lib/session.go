@@ -25,6 +25,7 @@ type session struct {
 	mu     sync.Mutex // guards what follows
 	flows  map[uint32]*Flow
 	fds    []*Flow // by descriptor, less firstFD
+	freeFD int     // no index below is free
 	desk   ring.Desk
 	tap    *tap                // this process's device on the fast path; nil: none yet
 	tapNow atomic.Pointer[tap] // tap, for those without mu
@@ -172,14 +173,15 @@ func (s *session) device() *tap { return s.tapNow.Load() }
 
 // takeFD finds the lowest free descriptor. mu is held.
 func (s *session) takeFD(f *Flow) int {
-	for i, g := range s.fds {
-		if g == nil {
-			s.fds[i] = f
-			return firstFD + i
-		}
+	for s.freeFD < len(s.fds) && s.fds[s.freeFD] != nil {
+		s.freeFD++
 	}
-	s.fds = append(s.fds, f)
-	return firstFD + len(s.fds) - 1
+	if s.freeFD == len(s.fds) {
+		s.fds = append(s.fds, nil)
+	}
+	s.fds[s.freeFD] = f
+	s.freeFD++
+	return firstFD + s.freeFD - 1
 }
 
 // forget removes a flow that is being closed: nothing calls it any more.
@@ -189,6 +191,7 @@ func (s *session) forget(f *Flow) {
 	if s.flows[f.id] == f {
 		delete(s.flows, f.id)
 		s.fds[f.fd-firstFD] = nil
+		s.freeFD = min(s.freeFD, f.fd-firstFD)
 	}
 	s.alive.remove(f)
 }
@@ -295,12 +298,31 @@ func (s *session) reap() {
 // are guarded by session.mu.
 type alive struct {
 	session *session
-	flows   map[*Flow]*watch
+	rounds  map[time.Duration]*round // by peer time-out
 	timer   *time.Timer
+	at      int64 // when the timer runs; Never: it does not
 }
 
-// watch is a flow with a peer time-out.
+// round are the flows with the same peer time-out. One look at all of them must
+// not take long, nor send a keep-alive on all at once, which a device has no
+// room for: many are looked at in turns.
+type round struct {
+	flows []*Flow
+	next  int   // whose turn it is
+	at    int64 // when
+}
+
+const (
+	// turnFlows is how many flows at most have a turn together, as long as a
+	// round has no more than maxTurns.
+	turnFlows = 256
+	maxTurns  = 64
+)
+
+// watch is what alive knows of a flow.
 type watch struct {
+	round          *round // nil: not watched
+	index          int    // in round.flows
 	state          keepalive.State
 	received, sent uint64 // progress seen last
 }
@@ -316,46 +338,92 @@ func (a *alive) add(f *Flow) {
 	if t == 0 {
 		return
 	}
-	w := &watch{state: keepalive.New(t, nanotime())}
-	w.received, w.sent, _ = f.path.Progress()
-	if a.flows == nil {
-		a.flows = map[*Flow]*watch{}
+	if a.rounds == nil {
+		a.rounds = map[time.Duration]*round{}
 		a.timer = time.AfterFunc(time.Hour, a.run)
+		a.at = keepalive.Never
 	}
-	a.flows[f] = w
-	a.schedule(nanotime())
+	r := a.rounds[t]
+	if r == nil {
+		r = &round{at: keepalive.Never}
+		a.rounds[t] = r
+	}
+	w := &f.watch
+	w.round, w.index, w.state = r, len(r.flows), keepalive.New(t, nanotime())
+	w.received, w.sent, _ = f.path.Progress()
+	r.flows = append(r.flows, f)
+	r.at = min(r.at, w.state.Next())
+	a.schedule(r.at)
 }
 
 // remove stops watching f. session.mu is held.
 func (a *alive) remove(f *Flow) {
-	delete(a.flows, f)
-	if len(a.flows) == 0 && a.timer != nil {
-		a.timer.Stop()
+	r := f.watch.round
+	if r == nil {
+		return
+	}
+	last := len(r.flows) - 1
+	r.flows[f.watch.index] = r.flows[last]
+	r.flows[f.watch.index].watch.index = f.watch.index
+	r.flows[last] = nil
+	r.flows = r.flows[:last]
+	f.watch.round = nil
+	if last == 0 {
+		delete(a.rounds, time.Duration(f.info.QoS.Timeout)*time.Millisecond)
+		if len(a.rounds) == 0 {
+			a.timer.Stop()
+			a.at = keepalive.Never
+		}
 	}
 }
 
-// schedule sets the timer. session.mu is held.
-func (a *alive) schedule(now int64) {
-	next := keepalive.Never
-	for _, w := range a.flows {
-		next = min(next, w.state.Next())
-	}
-	if next != keepalive.Never {
-		a.timer.Reset(time.Duration(max(next-now, 0)))
+// schedule sees to it that the timer runs at t. session.mu is held.
+func (a *alive) schedule(t int64) {
+	if t < a.at {
+		a.at = t
+		a.timer.Reset(time.Duration(max(t-nanotime(), 0)))
 	}
 }
 
-// run looks at all flows; the timer calls it. What it does with a flow happens
-// under session.mu, which Flow.Close takes before it ends the path.
+// run looks at the flows whose turn it is; the timer calls it. What it does with
+// a flow happens under session.mu, which Flow.Close takes before it ends the path.
 func (a *alive) run() {
 	s := a.session
 	var gone []*Flow
 	s.mu.Lock()
+	a.at = keepalive.Never
 	now := nanotime()
-	for f, w := range a.flows {
+	next := keepalive.Never
+	for timeout, r := range a.rounds {
+		if now >= r.at {
+			gone = r.turn(now, timeout, gone)
+		}
+		next = min(next, r.at)
+	}
+	if next != keepalive.Never {
+		a.schedule(next)
+	}
+	s.mu.Unlock()
+	for _, f := range gone {
+		f.event(EventPeer)
+	}
+}
+
+// turn looks at the flows whose turn it is, and appends those whose peer is gone.
+func (r *round) turn(now int64, timeout time.Duration, gone []*Flow) []*Flow {
+	turns := min((len(r.flows)+turnFlows-1)/turnFlows, maxTurns)
+	if r.next >= len(r.flows) {
+		r.next = 0
+	}
+	end := min(r.next+(len(r.flows)+turns-1)/turns, len(r.flows))
+	next := keepalive.Never
+	for ; r.next < end; r.next++ {
+		f := r.flows[r.next]
+		w := &f.watch
 		received, sent, full := f.path.Progress()
 		act := w.state.Advance(now, full || received != w.received, sent != w.sent)
 		w.received, w.sent = received, sent
+		next = min(next, w.state.Next())
 		switch act {
 		case keepalive.Send:
 			f.keepAlive()
@@ -363,9 +431,9 @@ func (a *alive) run() {
 			gone = append(gone, f)
 		}
 	}
-	a.schedule(now)
-	s.mu.Unlock()
-	for _, f := range gone {
-		f.event(EventPeer)
+	if turns > 1 { // each has one in the time in which activity is to be noticed
+		next = now + max(int64(timeout)/keepalive.Grain, int64(keepalive.MinTick))/int64(turns)
 	}
+	r.at = next
+	return gone
 }

@@ -3,6 +3,7 @@ package o7s
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -21,8 +22,8 @@ import (
 // EventPacket tells that a flow has a message to read. When a Read leaves
 // another one, the event comes again; so a program may read one message for each
 // event, or all until o7serr.EAGAIN, which it is told of once more at most. The
-// end of a stream, and what makes the flow fail, are read like a message, and
-// told of like one. The other events are those of Flow.Events.
+// end of a stream is read like a message, and told of like one. The other events
+// are those of Flow.Events; a flow that was released is told of by them alone.
 //
 // Waiting costs the same for one flow as for ten thousand: what arrives leaves a
 // mark, and the waiting goroutine looks at the marks itself.
@@ -31,17 +32,25 @@ type Set struct {
 	spin ring.Spinner
 
 	mu      sync.Mutex // guards what follows
-	flows   map[*Flow]struct{}
-	rung    []*Flow    // may have a message
-	spare   []*Flow    // rung, of the last time
+	flows   map[*Flow]*member
+	rung    []*member  // may have a message
+	spare   []*member  // rung, of the last time
 	events  []SetEvent // that are not messages
-	session *session   // of the first flow; its hub is where the set waits
+	session *session   // of the first flow
+	hub     *ring.Hub  // its hub, where the set waits; the idle one when there is no flow
 	sleeper *ring.Sleeper
 	woken   bool
 	closed  bool
 
 	pending atomic.Bool // there is something in rung or events, or woken or closed
 	asleep  atomic.Bool
+}
+
+// member is a flow in a set.
+type member struct {
+	set   *Set
+	flow  *Flow
+	noted atomic.Bool // in Set.rung
 }
 
 // SetEvent is an event of a flow in a set.
@@ -61,7 +70,7 @@ var (
 
 // NewSet returns an empty set.
 func NewSet() *Set {
-	return &Set{flows: map[*Flow]struct{}{}, spin: ring.Spinner{Max: ring.DefaultSpin}}
+	return &Set{flows: map[*Flow]*member{}, spin: ring.Spinner{Max: ring.DefaultSpin}}
 }
 
 // Add puts f into the set. When it has messages already, that is an event.
@@ -70,8 +79,9 @@ func (s *Set) Add(f *Flow) error {
 	if f.state.Load()&stateClosed != 0 {
 		return errClosed
 	}
-	if !f.set.CompareAndSwap(nil, s) {
-		if f.set.Load() == s {
+	m := &member{set: s, flow: f}
+	if !f.set.CompareAndSwap(nil, m) {
+		if s.Has(f) {
 			return nil
 		}
 		return errInSet
@@ -82,29 +92,54 @@ func (s *Set) Add(f *Flow) error {
 		f.set.Store(nil)
 		return errSetClosed
 	}
-	hub := f.session.desk.Hub()
-	foreign := false
+	idle := s.sleeper
 	if s.session == nil {
-		s.session, s.sleeper = f.session, hub.Sleeper()
-	} else if foreign = s.session != f.session; foreign {
-		hub.Serve() // the set does not wait there
+		s.session, s.hub = f.session, f.hub
+		s.sleeper = s.hub.Sleeper()
+	} else {
+		idle = nil
+		if s.hub != f.hub {
+			f.hub.Serve() // the set does not wait there
+		}
 	}
-	s.flows[f] = struct{}{}
+	s.flows[f] = m
 	s.mu.Unlock()
-	f.path.OnRing(func(lead bool) { s.note(f, lead && !foreign) })
-	s.note(f, false)
+	// Flow.Close sets its state first, and then looks for a set: either it
+	// finds this one, or we find the flow closed.
+	f.emu.Lock()
+	open := f.events != nil && f.state.Load()&stateClosed == 0
+	if open {
+		f.path.OnRing(m.ring)
+	}
+	f.emu.Unlock()
+	if !open {
+		s.Del(f)
+		return errClosed
+	}
+	m.note(false)
+	if idle != nil {
+		idle.Wake() // who waits already does so elsewhere
+	}
 	return nil
 }
 
 // Del takes f out of the set.
 func (s *Set) Del(f *Flow) {
-	if !f.set.CompareAndSwap(s, nil) {
+	s.mu.Lock()
+	m := s.flows[f]
+	delete(s.flows, f)
+	s.mu.Unlock()
+	if m == nil {
 		return
 	}
-	f.path.OnRing(nil)
+	f.emu.Lock()
+	if f.events != nil { // else the path may be closed
+		f.path.OnRing(nil)
+	}
+	f.emu.Unlock()
+	f.set.CompareAndSwap(m, nil)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.flows, f)
 	keep := s.events[:0]
 	for _, e := range s.events {
 		if e.Flow != f {
@@ -115,7 +150,10 @@ func (s *Set) Del(f *Flow) {
 }
 
 // Has reports whether f is in the set.
-func (s *Set) Has(f *Flow) bool { return f.set.Load() == s }
+func (s *Set) Has(f *Flow) bool {
+	m := f.set.Load()
+	return m != nil && m.set == s
+}
 
 // Len is the number of flows in the set.
 func (s *Set) Len() int {
@@ -157,17 +195,28 @@ func (s *Set) Wake() {
 	s.wake(false)
 }
 
-// note says that f may have a message. It does not block, and is called with
-// locks of f's path held.
-func (s *Set) note(f *Flow, lead bool) {
-	if f.noted.Swap(true) {
+// note says that the flow may have a message. It does not block, and is called
+// with locks of the flow's path held. lead: the leader of the set's hub calls.
+func (m *member) note(lead bool) {
+	if m.noted.Swap(true) {
 		return
 	}
+	s := m.set
 	s.mu.Lock()
-	s.rung = append(s.rung, f)
+	s.rung = append(s.rung, m)
 	s.pending.Store(true)
 	s.mu.Unlock()
 	s.wake(lead)
+}
+
+// ring is note for the flow's path. lead: the leader of the flow's hub calls.
+func (m *member) ring(lead bool) {
+	if lead {
+		m.set.mu.Lock()
+		lead = m.set.hub == m.flow.hub
+		m.set.mu.Unlock()
+	}
+	m.note(lead)
 }
 
 // event says what happened to f.
@@ -221,11 +270,11 @@ func (s *Set) Wait(evs []SetEvent, d time.Duration) (int, error) {
 			return n, err
 		}
 		s.mu.Lock()
-		sl, ses := s.sleeper, s.session
-		if sl == nil { // no flow yet: there is nothing to wait at
-			sl = idleHub().Sleeper()
-			s.sleeper = sl
+		if s.sleeper == nil { // no flow yet: there is nothing to wait at
+			s.hub = idleHub()
+			s.sleeper = s.hub.Sleeper()
 		}
+		sl, ses, hub := s.sleeper, s.session, s.hub
 		s.mu.Unlock()
 		if !looked || d == 0 {
 			// What was rung for while nobody led is still at the doors.
@@ -233,11 +282,11 @@ func (s *Set) Wait(evs []SetEvent, d time.Duration) (int, error) {
 				return 0, errTimedOut
 			}
 			looked = true
-			s.look(ses, sl)
+			s.look(ses, hub, sl)
 			continue
 		}
-		if s.spin.Spin(start, func() bool { return s.soon(ses) }) {
-			s.look(ses, sl)
+		if s.spin.Spin(start, func() bool { return s.soon(ses, hub) }) {
+			s.look(ses, hub, sl)
 			continue
 		}
 		sl.SetDeadline(until)
@@ -251,17 +300,15 @@ func (s *Set) Wait(evs []SetEvent, d time.Duration) (int, error) {
 				return n, err
 			}
 			return 0, errTimedOut
-		case err != nil && s.adopt():
-			// The hub is gone with its daemon: wait at another flow's.
 		case err != nil:
-			return 0, waitError(err)
+			s.adopt(hub) // it is gone with its client
 		}
 		start = time.Now()
 	}
 }
 
 // soon reports whether there may be something.
-func (s *Set) soon(ses *session) bool {
+func (s *Set) soon(ses *session, hub *ring.Hub) bool {
 	if s.pending.Load() {
 		return true
 	}
@@ -271,33 +318,35 @@ func (s *Set) soon(ses *session) bool {
 	if t := ses.device(); t != nil {
 		t.drain(false, s.pending.Load)
 	}
-	return s.pending.Load() || ses.desk.Hub().Rung()
+	return s.pending.Load() || hub.Rung()
 }
 
 // look takes in what has arrived, unless somebody else leads.
-func (s *Set) look(ses *session, sl *ring.Sleeper) {
+func (s *Set) look(ses *session, hub *ring.Hub, sl *ring.Sleeper) {
 	if ses == nil {
 		return
 	}
 	if t := ses.device(); t != nil {
 		t.drain(false, nil)
 	}
-	if h := ses.desk.Hub(); h != nil {
-		h.TryLook(sl)
-	}
+	hub.TryLook(sl)
 }
 
-// adopt moves the set to the hub of a flow that it has, if that is another one.
-func (s *Set) adopt() bool {
+// adopt moves the set from a hub that was closed to that of a flow which it
+// still has; without one it waits for a flow.
+func (s *Set) adopt(hub *ring.Hub) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.hub != hub {
+		return
+	}
+	s.session, s.hub, s.sleeper = nil, nil, nil
 	for f := range s.flows {
-		if h := f.session.desk.Hub(); f.session != s.session && h != nil {
-			s.session, s.sleeper = f.session, h.Sleeper()
-			return true
+		if f.hub != hub {
+			s.session, s.hub, s.sleeper = f.session, f.hub, f.hub.Sleeper()
+			return
 		}
 	}
-	return false
 }
 
 func (s *Set) wasWoken() bool {
@@ -326,17 +375,17 @@ func (s *Set) take(evs []SetEvent) (n int, err error) {
 	s.mu.Unlock()
 	i := 0
 	for ; i < len(rung) && n < len(evs); i++ {
-		f := rung[i]
+		m := rung[i]
 		rung[i] = nil
-		f.noted.Store(false)
-		if f.set.Load() == s && f.hasMessage() {
-			evs[n] = SetEvent{f, EventPacket}
+		m.noted.Store(false)
+		if m.flow.set.Load() == m && m.flow.hasMessage() {
+			evs[n] = SetEvent{m.flow, EventPacket}
 			n++
 		}
 	}
 	s.mu.Lock()
 	if i < len(rung) { // their turn comes first next time
-		s.rung = append(append([]*Flow(nil), rung[i:]...), s.rung...)
+		s.rung = append(append([]*member(nil), rung[i:]...), s.rung...)
 		s.pending.Store(true)
 	}
 	clear(rung)
@@ -372,19 +421,19 @@ func (f *Flow) peek() bool {
 		case !errors.Is(err, ring.ErrEmpty): // nil, too
 			return true
 		case f.path.Arm():
-			return f.trouble(false) != nil
+			return f.trouble(false) == io.EOF //nolint:errorlint // exactly what it returns
 		}
 	}
 }
 
 // again tells the flow's set of what a read left. rmu is held.
 func (f *Flow) again(err error) {
-	s := f.set.Load()
-	if s == nil || err != nil && !errors.Is(err, o7serr.EAGAIN) {
+	m := f.set.Load()
+	if m == nil || err != nil && !errors.Is(err, o7serr.EAGAIN) {
 		return
 	}
 	if f.peek() {
-		s.note(f, false)
+		m.note(false)
 	}
 }
 

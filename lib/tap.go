@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -79,7 +80,12 @@ func newTap(fd int, hub *ring.Hub) (*tap, error) {
 }
 
 // close closes the device, after its flows and the hub.
-func (t *tap) close() { unix.Close(t.fd) }
+func (t *tap) close() {
+	for !t.busy.CompareAndSwap(false, true) { // a set may look at it, and never does again
+		runtime.Gosched()
+	}
+	unix.Close(t.fd)
+}
 
 // add lets p have the packets with its handle, those that came too early first.
 func (t *tap) add(p *tapPath) {

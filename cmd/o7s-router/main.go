@@ -4,19 +4,29 @@
 package main
 
 import (
+	"io"
 	"os"
 
 	"github.com/o7s/o7s-router/cmd/o7s-router/cli"
+	"github.com/o7s/o7s-router/cmd/o7s-router/tools/ocbr"
+	"github.com/o7s/o7s-router/cmd/o7s-router/tools/oecho"
+	"github.com/o7s/o7s-router/cmd/o7s-router/tools/operf"
 	"github.com/o7s/o7s-router/cmd/o7s-router/tools/oping"
 	"github.com/o7s/o7s-router/cmd/o7s-router/tools/proxy"
 	"github.com/o7s/o7s-router/cmd/o7s-router/tools/run"
 )
 
 func main() {
-	tools := map[string]func([]string) int{
-		"run":   func(args []string) int { return run.Main(args, os.Stdout, os.Stderr) },
-		"proxy": func(args []string) int { return proxy.Main(args, os.Stdout, os.Stderr) },
-		"oping": func(args []string) int { return oping.Main(args, os.Stdout, os.Stderr) },
+	tools := map[string]func([]string) int{}
+	for name, tool := range map[string]func(args []string, stdout, stderr io.Writer) int{
+		"oping": oping.Main,
+		"oecho": oecho.Main,
+		"ocbr":  ocbr.Main,
+		"operf": operf.Main,
+		"run":   run.Main,
+		"proxy": proxy.Main,
+	} {
+		tools[name] = func(args []string) int { return tool(args, os.Stdout, os.Stderr) }
 	}
 	os.Exit(cli.App{Tools: tools}.Main(os.Args))
 }

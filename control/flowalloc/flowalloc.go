@@ -36,6 +36,14 @@ const (
 	// lateReply is how long the EID of an abandoned request is remembered, so
 	// that the peer of a late positive reply is told that nobody is there.
 	lateReply = 30 * time.Second
+	// partingFor is how long the peer of a released flow is remembered, to be
+	// told again when it still sends: the message was lost, then. It covers four
+	// keep-alives of the default peer time-out (spec 30 §10).
+	partingFor = 2 * time.Minute
+	// partingEvery spaces these repetitions, per flow.
+	partingEvery = time.Second
+	// maxPartings bounds how many are remembered; the oldest go first.
+	maxPartings = 4096
 	// Bounds against floods of requests.
 	maxWaiting        = 256
 	maxWaitingPerPeer = 64
@@ -84,7 +92,8 @@ type Counts struct {
 	RequestsSent, RequestsReceived, Renewed                uint64
 	AcceptsSent, RefusalsSent                              uint64
 	AcceptsReceived, RefusalsReceived                      uint64
-	DeallocsSent, DeallocsReceived, Updates                uint64
+	DeallocsSent, DeallocsReceived, DeallocsRepeated       uint64
+	Updates                                                uint64
 	Malformed, UnknownCode, UnknownEID, Unexpected         uint64
 	Duplicate, Flooded, NoEID, LateAccept, Bogus           uint64
 	Abandoned, ExpiredRequests, FlowsOpen, RequestsWaiting uint64
@@ -98,10 +107,14 @@ type Allocator struct {
 	waiting map[uint64]int // unanswered requests by address of the peer
 	nwait   int
 	late    map[uint64]abandoned
-	timers  timers
-	out     []Packet
-	events  []Event
-	n       Counts
+	// Flows that we released, by our EID, and the same with those that were
+	// forgotten since, oldest first.
+	partings map[uint64]*parting
+	parted   []*parting
+	timers   timers
+	out      []Packet
+	events   []Event
+	n        Counts
 }
 
 type peer struct{ addr, eid uint64 }
@@ -111,6 +124,11 @@ type abandoned struct {
 	end  time.Time
 }
 
+type parting struct {
+	eid, remote, peer uint64
+	end, next         time.Time
+}
+
 // New returns an allocator without flows.
 func New(cfg Config) *Allocator {
 	a := &Allocator{
@@ -118,6 +136,8 @@ func New(cfg Config) *Allocator {
 		byPeer:  map[peer]*Flow{},
 		waiting: map[uint64]int{},
 		late:    map[uint64]abandoned{},
+
+		partings: map[uint64]*parting{},
 	}
 	a.table.init()
 	return a
@@ -279,6 +299,7 @@ func (a *Allocator) Close(now time.Time, eid uint64) {
 	case established:
 		a.remove(f)
 		a.dealloc(f.peer, f.eid, f.Remote())
+		a.part(now, f)
 	case released:
 		a.remove(f)
 	}
@@ -287,6 +308,30 @@ func (a *Allocator) Close(now time.Time, eid uint64) {
 func (a *Allocator) dealloc(dst, own, remote uint64) {
 	a.n.DeallocsSent++
 	a.send(dst, &wire.FAMsg{Code: wire.FADealloc, REID: remote, SEID: own})
+}
+
+// part remembers whom f, which we release, was with.
+func (a *Allocator) part(now time.Time, f *Flow) {
+	p := &parting{eid: f.eid, remote: f.Remote(), peer: f.peer, end: now.Add(partingFor), next: now.Add(partingEvery)}
+	for len(a.parted) > 0 && (len(a.parted) >= maxPartings || !a.parted[0].end.After(now)) {
+		delete(a.partings, a.parted[0].eid)
+		a.parted[0] = nil
+		a.parted = a.parted[1:]
+	}
+	a.parted = append(a.parted, p)
+	a.partings[p.eid] = p
+}
+
+// Stray takes note of data for an EID without a flow. If it was that of a flow
+// that we released, its peer is told again, once a second.
+func (a *Allocator) Stray(now time.Time, eid uint64) {
+	p := a.partings[eid]
+	if p == nil || !p.end.After(now) || p.next.After(now) {
+		return
+	}
+	p.next = now.Add(partingEvery)
+	a.n.DeallocsRepeated++
+	a.dealloc(p.peer, p.eid, p.remote)
 }
 
 func (a *Allocator) remove(f *Flow) {

@@ -342,6 +342,45 @@ func TestDeallocNeedsBoth(t *testing.T) {
 	}
 }
 
+// Whoever still sends to a flow that we released has missed the deallocation:
+// it gets it again, once a second, for two minutes.
+func TestStray(t *testing.T) {
+	s := allocator(server)
+	s.Receive(t0, request(1, 100))
+	in := event(t, s, Request)
+	if err := s.Respond(t0, in.EID, 0, nil); err != nil {
+		t.Fatal(err)
+	}
+	s.Drain()
+	s.Close(t0, in.EID)
+	lost := one(t, s)
+	silent := func(now time.Time, eid uint64) {
+		t.Helper()
+		s.Stray(now, eid)
+		if out, _ := s.Drain(); len(out) != 0 {
+			t.Errorf("stray data for %x is answered", eid)
+		}
+	}
+	silent(t0, in.EID)
+	now := t0.Add(partingEvery)
+	silent(now, in.EID+1)
+	s.Stray(now, in.EID)
+	if d := cmp.Diff(lost, one(t, s)); d != "" {
+		t.Error(d)
+	}
+	silent(now, in.EID)
+	silent(t0.Add(partingFor), in.EID)
+	if n := s.Counts(); n.DeallocsRepeated != 1 {
+		t.Errorf("%+v", n)
+	}
+	for i := range uint64(3 * maxPartings) {
+		s.part(t0, &Flow{eid: i})
+	}
+	if len(s.parted) > maxPartings || len(s.partings) > maxPartings {
+		t.Errorf("%d and %d released flows are remembered", len(s.parted), len(s.partings))
+	}
+}
+
 func TestLimits(t *testing.T) {
 	a := allocator(client)
 	big := make([]byte, wire.MaxFAReqData(32)+1)

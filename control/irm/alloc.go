@@ -12,6 +12,7 @@ import (
 	"github.com/o7s/o7s-router/control/oap"
 	"github.com/o7s/o7s-router/ipcp"
 	"github.com/o7s/o7s-router/ipcp/local"
+	"github.com/o7s/o7s-router/ipcp/ordered"
 	"github.com/o7s/o7s-router/lib/ipc"
 	"github.com/o7s/o7s-router/lib/o7serr"
 	"github.com/o7s/o7s-router/lib/qos"
@@ -109,15 +110,14 @@ func (m *IRM) acceptor(to registry.Acceptor) *session {
 	return m.sessions[to.Client]
 }
 
-// checkMemberQoS refuses what the flows of IPC processes do not have.
-func checkMemberQoS(q qos.Spec) error {
-	switch {
-	case q.InOrder != 0:
-		return fail(o7serr.ENOTSUP, "flows between ipcps have no end-to-end protocol yet: in_order cannot be set, use qos raw")
-	case !q.IsRaw():
-		return fail(o7serr.ENOTSUP, "flows between ipcps have no checksums yet: ber 0 cannot be set, use qos raw")
+// memberFlow gives a flow of an IPC process the end-to-end functions of its
+// QoS, which a program's flow has in the program. Flows within the machine
+// need none. It owns f, also on error.
+func memberFlow(f ipcp.Flow, direct bool) (ipcp.Flow, error) {
+	if direct || !ordered.Needed(f.Info()) {
+		return f, nil
 	}
-	return nil
+	return ordered.Wrap(f)
 }
 
 // alloc serves OpAlloc of a process.
@@ -176,9 +176,6 @@ const maxTimeoutMS = 31 * 24 * 3600 * 1000
 
 // AllocFlow allocates an N-1 flow for an IPC process.
 func (m *IRM) AllocFlow(ctx context.Context, l ipcp.Layer, name string, q qos.Spec) (ipcp.Flow, error) {
-	if err := checkMemberQoS(q); err != nil {
-		return nil, err
-	}
 	p, err := m.find(l.Name())
 	if err != nil {
 		return nil, err
@@ -192,7 +189,7 @@ func (m *IRM) AllocFlow(ctx context.Context, l ipcp.Layer, name string, q qos.Sp
 		}
 		return nil, err
 	}
-	return e.flow, nil
+	return memberFlow(e.flow, e.direct)
 }
 
 // connect makes a flow to name: to somebody on this machine, else over the
@@ -499,12 +496,6 @@ func (m *IRM) arrived(l ipcp.Layer, in ipcp.Incoming) {
 		refuse(name, err)
 		return
 	}
-	if to.Member != 0 {
-		if err := checkMemberQoS(in.QoS()); err != nil {
-			refuse(name, err)
-			return
-		}
-	}
 	var e end
 	var o *origin
 	if to.Member == 0 && l.Type() == ipcp.Local {
@@ -537,7 +528,9 @@ func (m *IRM) arrived(l ipcp.Layer, in ipcp.Incoming) {
 	}
 	e.flow = f
 	if to.Member != 0 {
-		err = m.handOver(to.Member, f, name)
+		if f, err = memberFlow(f, false); err == nil {
+			err = m.handOver(to.Member, f, name)
+		}
 	} else {
 		err = m.deliver(to, e, name)
 	}

@@ -3,6 +3,7 @@ package irm
 import (
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/o7s/o7s-router/control/irm/registry"
 	"github.com/o7s/o7s-router/ipcp"
@@ -56,7 +57,7 @@ func (g *grant) sent() {
 }
 
 // lost says that the process did not get it.
-func (g *grant) lost() { g.flow.close() }
+func (g *grant) lost() { g.flow.close(0) }
 
 // newFlow takes a flow id for s, in the given pending state.
 func (m *IRM) newFlow(s *session, state registry.FlowState, name string, spec qos.Spec) (uint32, error) {
@@ -144,21 +145,36 @@ func (m *IRM) attach(s *session, id uint32, e end, name string) (*grant, error) 
 	}
 	m.mu.Unlock()
 	if err != nil {
-		f.shut()
+		f.shut(0)
 		return nil, err
 	}
 	return g, nil
 }
 
-// close ends the flow and frees its id.
-func (f *flow) close() {
+// deadQuarantine is what the protocol of an ordered flow asks for when it has
+// just sent and received (spec 30 §3.1 and §9). A process that ended without
+// closing its flow cannot say.
+const deadQuarantine = 146 * time.Second
+
+// quarantine is for how long the endpoint of a flow whose process is gone may
+// still get packets of its protocol.
+func (f *flow) quarantine() time.Duration {
+	if f.lower.Info().QoS.InOrder != 0 {
+		return deadQuarantine
+	}
+	return 0
+}
+
+// close ends the flow and frees its id at once. The layer keeps the endpoint
+// out of use for the quarantine.
+func (f *flow) close(quarantine time.Duration) {
 	f.once.Do(func() {
 		m := f.m
 		m.mu.Lock()
 		delete(m.flows, f.id)
 		_ = m.reg.Move(f.id, registry.FlowDeallocPending, nil)
 		m.mu.Unlock()
-		f.shut()
+		f.shut(quarantine)
 		m.mu.Lock()
 		delete(f.session.flows, f.id)
 		_ = m.reg.Move(f.id, registry.FlowDeallocated, nil)
@@ -168,12 +184,12 @@ func (f *flow) close() {
 }
 
 // shut releases what the flow consists of.
-func (f *flow) shut() {
+func (f *flow) shut(quarantine time.Duration) {
 	if f.pump != nil {
 		f.session.unload(f)
 		f.pump.leave()
 	}
-	if err := f.lower.Close(); err != nil {
+	if err := ipcp.CloseLinger(f.lower, quarantine); err != nil {
 		f.m.log.Debug("flow closed", "flow", f.id, "err", err)
 	}
 	if f.pump != nil {

@@ -227,7 +227,7 @@ func newPump(f *flow, mtu int) (*pump, error) {
 	if err != nil {
 		return nil, err
 	}
-	end, err := s.slab.Open(f.slot.n, mtu, w, ring.Config{Spin: -1})
+	end, err := s.slab.Open(f.slot.n, w, ring.Config{MaxMessage: mtu, Spin: -1})
 	if err != nil {
 		_ = w.Close()
 		return nil, err

@@ -17,13 +17,14 @@ import (
 	"github.com/o7s/o7s-router/lib/ring"
 )
 
-// maxPending bounds the requests of one connection that wait for an answer:
-// as many as a process may have flows (spec 47 §4.2, PROG_MAX_FLOWS).
-const maxPending = 4096
+// maxPending bounds the requests of one connection that wait for an answer: as
+// many as a process may have flows, which it may release all at once.
+const maxPending = maxFlows
 
 const (
-	// maxFlows is how many flows one process may have (PROG_MAX_FLOWS there).
-	maxFlows = 4096
+	// maxFlows is how many flows one process may have: what it can share with
+	// another, four times the reference's (spec 47 §4.2, PROG_MAX_FLOWS).
+	maxFlows = ring.SlabSlots
 	// maxSessions is the default of Config.MaxSessions: far more than programs
 	// need, and too few to exhaust the daemon.
 	maxSessions = 1024
@@ -262,7 +263,7 @@ func (s *session) end() {
 	prog := s.prog
 	m.unlock()
 	for _, f := range flows {
-		f.close()
+		f.close(f.quarantine())
 	}
 	s.unshare()
 	s.closeApp()
@@ -430,7 +431,7 @@ func (s *session) answer(ctx context.Context, r ipc.Request) (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		return struct{}{}, s.dealloc(a.Flow)
+		return struct{}{}, s.dealloc(a.Flow, a.LingerMS)
 	case ipc.OpJoin:
 		a, err := decode[ipc.JoinArgs](r)
 		if err != nil {
@@ -478,13 +479,16 @@ func (s *session) answer(ctx context.Context, r ipc.Request) (any, error) {
 	return nil, fail(o7serr.ENOTSUP, "unknown operation %q", r.Op)
 }
 
-func (s *session) dealloc(id uint32) error {
+func (s *session) dealloc(id uint32, lingerMS int64) error {
+	if lingerMS < 0 {
+		return fail(o7serr.EINVAL, "linger of %d ms is negative", lingerMS)
+	}
 	s.m.mu.Lock()
 	f := s.flows[id]
 	s.m.mu.Unlock()
 	if f == nil {
 		return fail(o7serr.ENOTALLOC, "flow %d is not allocated by process %d", id, s.pid)
 	}
-	f.close()
+	f.close(time.Duration(min(lingerMS, maxTimeoutMS)) * time.Millisecond)
 	return nil
 }

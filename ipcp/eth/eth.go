@@ -13,11 +13,13 @@ package eth
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"log/slog"
 	"maps"
 	"net"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -26,6 +28,7 @@ import (
 
 	"github.com/o7s/o7s-router/ipcp"
 	"github.com/o7s/o7s-router/ipcp/eth/core"
+	"github.com/o7s/o7s-router/ipcp/eth/journal"
 	"github.com/o7s/o7s-router/lib/o7serr"
 	"github.com/o7s/o7s-router/lib/packet"
 	"github.com/o7s/o7s-router/lib/qos"
@@ -60,8 +63,12 @@ type IPCP struct {
 	maxSDU   int
 	cfg      ipcp.Config
 
+	notes   string // directory of the journal; "": there is none
+	journal *journal.Journal
+
 	flows []atomic.Pointer[Flow] // by endpoint, for the demultiplexer
 	down  atomic.Bool
+	stray atomic.Int64 // when a stray frame was looked at last, ns since 1970
 	n     counters
 
 	mu       sync.Mutex // guards what follows; never held during upcalls and sends
@@ -198,13 +205,45 @@ func (l *IPCP) start(cfg ipcp.Config, hashLen int) error {
 		_ = dev.Close()
 		return err
 	}
+	former := l.openJournal()
 	l.mu.Lock()
+	l.core.Former(time.Now(), former)
+	for _, e := range former {
+		block.SetUser(e.Endpoint) // what still comes for it is answered
+	}
 	l.block, l.state = block, ipcp.StateOperational
 	l.timer = time.AfterFunc(time.Hour, l.tick)
 	l.timer.Stop()
 	l.mu.Unlock()
 	l.unwatch = dev.OnState(l.linkState)
+	if len(former) > 0 {
+		l.log.Info("peers of an earlier process are told that its flows are gone", "device", cfg.Eth.Device, "flows", len(former))
+		l.tick()
+	}
 	return nil
+}
+
+// openJournal returns the flows that an earlier process left there. Without a
+// journal the layer works as well: if this process is killed its peers notice
+// later.
+func (l *IPCP) openJournal() (former []core.Former) {
+	if l.notes == "" || l.loopback {
+		return nil
+	}
+	path := filepath.Join(l.notes, fmt.Sprintf("%s-%04x", l.cfg.Eth.Device, l.cfg.Eth.EtherType))
+	j, left, err := journal.Open(path, l.mac, l.cfg.Eth.EtherType, len(l.flows))
+	if err != nil {
+		l.log.Warn("flows are not noted: when this process is killed peers learn of it late", "err", err)
+		return nil
+	}
+	l.journal = j
+	for _, e := range left {
+		f := core.Former{Endpoint: e.Local, Peer: core.MAC(e.MAC), Remote: e.Remote}
+		if !l.own(f.Peer) {
+			former = append(former, f)
+		}
+	}
+	return former
 }
 
 // do runs fn on the core and then does what the core wants done. It fails when
@@ -295,8 +334,16 @@ func (l *IPCP) event(e *core.Event, w *work) {
 		}
 	case core.Vacated:
 		if f := l.flows[e.Endpoint].Swap(nil); f != nil {
-			l.block.Clear(e.Endpoint)
+			// The peer may not know yet: what it sends is for us to see, then.
+			if e.Remote == 0 {
+				l.block.Clear(e.Endpoint)
+			}
+			l.journal.Strike(e.Endpoint)
 			w.then(f.discard)
+		}
+	case core.Forgotten:
+		if l.flows[e.Endpoint].Load() == nil {
+			l.block.Clear(e.Endpoint)
 		}
 	case core.Established:
 		if a := l.allocs[e.ID]; a != nil {
@@ -488,11 +535,11 @@ func (in *incoming) Data() []byte  { return in.data }
 func (in *incoming) Accept(data []byte) (ipcp.Flow, error) {
 	var f *Flow
 	var refused error
-	err := in.l.do("flow accept", func(_ time.Time, c *core.Core) {
+	err := in.l.do("flow accept", func(now time.Time, c *core.Core) {
 		var local, remote uint16
 		var to core.MAC
 		delete(in.l.incoming, in.id)
-		if local, to, remote, refused = c.Respond(in.id, 0, data); refused == nil {
+		if local, to, remote, refused = c.Respond(now, in.id, 0, data); refused == nil {
 			f = in.l.newFlow(local, in.qos)
 			f.connect(to, remote)
 		}
@@ -511,9 +558,9 @@ func (in *incoming) Refuse(code int32) {
 	if code == 0 {
 		code = o7serr.EIPCP.Code()
 	}
-	_ = in.l.do("flow refusal", func(_ time.Time, c *core.Core) {
+	_ = in.l.do("flow refusal", func(now time.Time, c *core.Core) {
 		delete(in.l.incoming, in.id)
-		_, _, _, _ = c.Respond(in.id, code, nil)
+		_, _, _, _ = c.Respond(now, in.id, code, nil)
 	})
 }
 
@@ -555,7 +602,7 @@ func (l *IPCP) Close() error {
 		l.finish(id, l.allocs[id], nil, gone)
 	}
 	for _, id := range slices.Sorted(maps.Keys(l.incoming)) {
-		_, _, _, _ = l.core.Respond(id, o7serr.EIPCPSTATE.Code(), nil)
+		_, _, _, _ = l.core.Respond(now, id, o7serr.EIPCPSTATE.Code(), nil)
 	}
 	clear(l.incoming)
 	for hash := range l.waiters {
@@ -565,9 +612,10 @@ func (l *IPCP) Close() error {
 	for i := range l.flows {
 		if f := l.flows[i].Load(); f != nil && f.connected.Load() {
 			flows = append(flows, f)
-			l.core.Close(f.local)
+			l.core.Close(now, f.local, 0)
 		}
 	}
+	l.core.Forget()
 	w := l.settle(now)
 	l.state = ipcp.StateShutdown
 	l.timer.Stop()
@@ -579,7 +627,7 @@ func (l *IPCP) Close() error {
 	l.perform(w)
 	l.unwatch()
 	l.block.Release()
-	return l.dev.Close()
+	return errors.Join(l.dev.Close(), l.journal.Close())
 }
 
 // Neighbors implements ipcp.Inspector; Ethernet layers have none.
@@ -666,6 +714,9 @@ func (l *IPCP) Counters() iter.Seq2[string, uint64] {
 		{"flow_late_accepts", c.LateAccept},
 		{"deallocs_sent", c.DeallocsSent},
 		{"deallocs_received", c.DeallocsReceived},
+		{"deallocs_repeated", c.DeallocsRepeated},
+		{"endpoints_in_quarantine", c.Quarantined},
+		{"endpoint_quarantines_broken", c.QuarantineBroken},
 		{"stale_flows_released", c.StaleReleased},
 		{"mgmt_malformed_dropped", c.Malformed},
 		{"mgmt_misaddressed_dropped", c.Misaddressed},

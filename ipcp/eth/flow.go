@@ -8,6 +8,7 @@ import (
 
 	"github.com/o7s/o7s-router/ipcp"
 	"github.com/o7s/o7s-router/ipcp/eth/core"
+	"github.com/o7s/o7s-router/ipcp/eth/journal"
 	"github.com/o7s/o7s-router/ipcp/inbox"
 	"github.com/o7s/o7s-router/lib/o7serr"
 	"github.com/o7s/o7s-router/lib/packet"
@@ -38,6 +39,7 @@ type Flow struct {
 var (
 	_ ipcp.Flow        = (*Flow)(nil)
 	_ ipcp.FlowCounter = (*Flow)(nil)
+	_ ipcp.Lingerer    = (*Flow)(nil)
 )
 
 // newFlow installs a flow at an endpoint: what comes for it is kept from now
@@ -60,6 +62,7 @@ func (f *Flow) connect(peer core.MAC, remote uint16) {
 	f.peer, f.remote = peer, remote
 	f.header = f.l.framer.Header(peer, f.l.mac, remote, f.local)
 	f.info.Remote = endpointText(peer, remote)
+	f.l.journal.Note(journal.Entry{Local: f.local, Remote: remote, MAC: peer})
 	f.connected.Store(true)
 }
 
@@ -117,17 +120,21 @@ func moved(b *packet.Buf) *packet.Buf {
 	return c
 }
 
-// Close releases our end and tells the peer. It waits for a running call of
-// the sink, so it must not be called from it.
-func (f *Flow) Close() error {
+// Close is CloseLinger without a quarantine.
+func (f *Flow) Close() error { return f.CloseLinger(0) }
+
+// CloseLinger releases our end and tells the peer. It waits for a running call
+// of the sink, so it must not be called from it. The endpoint is in quarantine
+// for d.
+func (f *Flow) CloseLinger(d time.Duration) error {
 	if f.closed.Swap(true) {
 		return nil
 	}
 	f.unload(0)
 	// Fails after the layer was left, which released the endpoint.
-	_ = f.l.do("flow deallocation", func(_ time.Time, c *core.Core) {
+	_ = f.l.do("flow deallocation", func(now time.Time, c *core.Core) {
 		if f.l.flows[f.local].Load() == f {
-			c.Close(f.local)
+			c.Close(now, f.local, d)
 		}
 	})
 	if !f.box.Close() {
@@ -263,9 +270,23 @@ func (l *IPCP) classify(b *packet.Buf) *Flow {
 			return f
 		}
 		l.n.unknown.Add(1)
+		l.strayFrame(h.Src, h.Local)
 	}
 	b.Release()
 	return nil
+}
+
+// strayEvery bounds how often frames for endpoints without a flow are looked
+// at: they may come at any rate.
+const strayEvery = int64(5 * time.Millisecond)
+
+// strayFrame sees to it that a peer learns of a release that it has missed.
+func (l *IPCP) strayFrame(from core.MAC, endpoint uint16) {
+	now, last := time.Now().UnixNano(), l.stray.Load()
+	if now-last < strayEvery && now >= last || !l.stray.CompareAndSwap(last, now) {
+		return
+	}
+	_ = l.do("stray frame", func(now time.Time, c *core.Core) { c.Stray(now, from, endpoint) })
 }
 
 func isBroadcast(m core.MAC) bool { return m == core.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff} }

@@ -11,15 +11,19 @@ import (
 	"github.com/o7s/o7s-router/lib/packet"
 )
 
-// New returns an eth-dix IPC process on a port of the data plane.
-func New(name string, host ipcp.Host, plane *fastpath.Plane, log *slog.Logger) ipcp.Layer {
-	return NewDIX(name, host, func(device string) (Device, error) {
+// New returns an eth-dix IPC process on a port of the data plane. In the
+// directory notes it keeps who its flows are with, for a daemon that takes the
+// place of this one when it is killed; "": nowhere.
+func New(name string, host ipcp.Host, plane *fastpath.Plane, notes string, log *slog.Logger) ipcp.Layer {
+	l := NewDIX(name, host, func(device string) (Device, error) {
 		p, err := plane.OpenPort(device)
 		if err != nil {
 			return nil, err
 		}
 		return planePort{p, plane}, nil
 	}, log)
+	l.notes = notes
+	return l
 }
 
 // planePort makes a Device of a port.

@@ -68,7 +68,7 @@ func newVeth(t *testing.T, o fastpath.Options) *veth {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = v.plane[i].Close() })
-		v.member[i] = eth.New(fmt.Sprint("dix", i), h, v.plane[i], o.Log)
+		v.member[i] = eth.New(fmt.Sprint("dix", i), h, v.plane[i], "", o.Log)
 		cfg := config(0)
 		cfg.Eth.Device = fmt.Sprint("e", i)
 		if err := v.member[i].Bootstrap(t.Context(), cfg); err != nil {

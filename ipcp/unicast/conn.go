@@ -20,7 +20,7 @@ import (
 // Backoff of the initiator that lost an adjacency and tries to get it back.
 const (
 	reconnectMin = 200 * time.Millisecond
-	reconnectMax = 5 * time.Second
+	reconnectMax = 2 * time.Second
 )
 
 // conn is an adjacency: an N-1 flow that a component uses after its handshake.
@@ -130,6 +130,9 @@ func (c *conn) bindWire() error {
 			block, eid = b, e
 		}
 		c.inUser, spec.Reason = reason, reason
+	} else if u, ok := c.flow.(interface{ InUserSpace() string }); ok {
+		c.inUser = u.InUserSpace()
+		spec.Reason = c.inUser
 	} else {
 		c.inUser = "lower layer is " + c.info.Type.String()
 		spec.Reason = c.inUser

@@ -24,6 +24,7 @@ type dataTransfer struct {
 	l     *Layer
 
 	drops   [numDrops]atomic.Uint64
+	stray   atomic.Int64  // when data without a flow was looked at last, ns since 1970
 	transit atomic.Uint64 // packets forwarded here instead of in XDP
 }
 
@@ -107,6 +108,7 @@ func (d *dataTransfer) local(c *conn, h wire.DT, b *packet.Buf, payload []byte) 
 	case h.EID >= wire.MinFlowEID:
 		f := d.l.lookup(h.EID)
 		if f == nil {
+			d.strayData(h.EID)
 			return d.drop(b, dropEID)
 		}
 		b.Pull(d.hlen)
@@ -121,6 +123,19 @@ func (d *dataTransfer) local(c *conn, h wire.DT, b *packet.Buf, payload []byte) 
 		return nil
 	}
 	return d.drop(b, dropComp)
+}
+
+// strayEvery bounds how often data for EIDs without a flow is looked at: it may
+// come at any rate.
+const strayEvery = int64(5 * time.Millisecond)
+
+// strayData sees to it that a peer learns of a release that it has missed.
+func (d *dataTransfer) strayData(eid uint64) {
+	now, last := time.Now().UnixNano(), d.stray.Load()
+	if now-last < strayEvery && now >= last || !d.stray.CompareAndSwap(last, now) {
+		return
+	}
+	d.l.loop.offer(func(now time.Time) { d.l.fa.Stray(now, eid) })
 }
 
 func (d *dataTransfer) drop(b *packet.Buf, why int) *flow {

@@ -68,6 +68,9 @@ func (f *flow) kill() {
 	}
 }
 
+// Close releases this end. There is no quarantine to be had (ipcp.Lingerer):
+// half of an EID is random and new for each flow, so what is still on its way
+// to this one never reaches another.
 func (f *flow) Close() error {
 	f.dead.Store(true)
 	if f.in.Closed() {

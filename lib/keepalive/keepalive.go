@@ -21,9 +21,9 @@ const (
 // and Advance takes it for an activity of that moment.
 const Grain = 64
 
-// minTick keeps short time-outs from waking too often; the reference looks
+// MinTick keeps short time-outs from waking too often; the reference looks
 // every 5 ms as well.
-const minTick = int64(5 * time.Millisecond)
+const MinTick = 5 * time.Millisecond
 
 // Never is what Next returns when nothing is due any more.
 const Never = int64(1<<63 - 1)
@@ -78,7 +78,7 @@ func (s *State) Next() int64 {
 	}
 	next := min(s.rx+s.timeout, s.tx+s.timeout/4)
 	// Look soon again, to notice activity when it happens.
-	return min(next, s.tick+max(s.timeout/Grain, minTick))
+	return min(next, s.tick+max(s.timeout/Grain, int64(MinTick)))
 }
 
 // Timeout is the time-out, 0 when there is none or the peer is down.

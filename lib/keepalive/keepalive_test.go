@@ -43,7 +43,7 @@ func TestNoTimeout(t *testing.T) {
 func TestProperties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		T := rapid.Int64Range(50, 200000).Draw(t, "T ms") * 1e6
-		grain := max(T/Grain, minTick)
+		grain := max(T/Grain, int64(MinTick))
 		s := New(time.Duration(T), 0)
 		var now, lastRx, lastTx int64
 		var rx, tx bool

@@ -28,7 +28,8 @@ type Hub struct {
 	conn syscall.RawConn
 	fd   int // of file
 
-	slabs atomic.Pointer[[]*hubSlab]
+	slabs  atomic.Pointer[[]*hubSlab]
+	doorMu sync.RWMutex // held for reading while looking at doors, else their memory could go
 
 	mu       sync.Mutex // guards what follows
 	leader   *Sleeper
@@ -101,8 +102,8 @@ func (h *Hub) AddSlab(s *Slab) {
 
 // RemoveSlab undoes AddSlab. No end of it is open any more.
 func (h *Hub) RemoveSlab(s *Slab) {
-	h.handMu.Lock() // nobody reads the door
-	defer h.handMu.Unlock()
+	h.doorMu.Lock() // nobody looks at the door
+	defer h.doorMu.Unlock()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	list := slices.DeleteFunc(slices.Clone(*h.slabs.Load()), func(x *hubSlab) bool { return x.slab == s })
@@ -378,11 +379,13 @@ func (h *Hub) arm(on bool) {
 	if on {
 		v = 1
 	}
+	h.doorMu.RLock()
 	for _, s := range *h.slabs.Load() {
 		if d := &s.slab.own; d.sleeps.Load() != v {
 			d.sleeps.Store(v)
 		}
 	}
+	h.doorMu.RUnlock()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.armed == on {
@@ -402,6 +405,8 @@ func (h *Hub) arm(on bool) {
 
 // Rung reports whether something was rung for that the leader has not seen.
 func (h *Hub) Rung() bool {
+	h.doorMu.RLock()
+	defer h.doorMu.RUnlock()
 	for _, s := range *h.slabs.Load() {
 		if s.slab.own.some() {
 			return true
@@ -446,6 +451,7 @@ func (h *Hub) look() (more bool) {
 func (h *Hub) handOut() {
 	h.handMu.Lock()
 	defer h.handMu.Unlock()
+	h.doorMu.RLock()
 	for _, s := range *h.slabs.Load() {
 		s.slab.own.take(func(slot uint32) {
 			if e := s.ends[slot].Load(); e != nil {
@@ -453,6 +459,7 @@ func (h *Hub) handOut() {
 			}
 		})
 	}
+	h.doorMu.RUnlock()
 	for i, e := range h.hands {
 		h.hands[i] = nil
 		e.rung()

@@ -72,7 +72,7 @@ func (s hubSide) open(t testing.TB, fd int, slot uint32, capacity int, format bo
 	if err != nil {
 		t.Fatal(err)
 	}
-	e, err := s.slab.Open(slot, 0, w, Config{Spin: -1})
+	e, err := s.slab.Open(slot, w, Config{Spin: -1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -132,13 +132,7 @@ func word32(m []byte, off int) *atomic.Uint32 { return (*atomic.Uint32)(unsafe.P
 
 // Config says how to open an end.
 type Config struct {
-	Memory     int   // descriptor of the shared memory; not kept
-	Offset     int64 // of the region in it, a multiple of the page size
-	Size       int64 // of the region, see RegionSize
-	Side       int   // 0 or 1: side 0 writes ring 0 and reads ring 1
-	MaxMessage int   // longest message in bytes; 0: as long as the ring takes
-	Waiter     Waiter
-	Bell       *Bell         // wakes the other end
+	MaxMessage int           // longest message in bytes; 0: as long as the ring takes
 	Spin       time.Duration // how long a wait may look before it sleeps; 0: DefaultSpin, negative: not at all
 }
 
@@ -148,10 +142,9 @@ type Config struct {
 // The remaining methods, Close excepted, may be called at any time.
 type End struct {
 	mem    []byte // the region; nil after Close
-	mapped bool   // by this end alone
 	max    int
 	waiter Waiter
-	bell   *Bell
+	bell   bell
 	state  atomic.Uint32 // State of this side; own is for the other end to see
 	own    *atomic.Uint32
 	peer   *atomic.Uint32 // State of the other
@@ -193,48 +186,15 @@ type consumer struct {
 	spin          Spinner
 }
 
-// Open maps an end. The waiter and the bell belong to the End afterwards.
-func Open(c Config) (*End, error) {
-	capacity, err := capacityOf(c.Size)
-	if err != nil {
-		return nil, err
-	}
-	if c.Side&^1 != 0 || c.Offset < 0 || c.Offset%page != 0 {
-		return nil, fmt.Errorf("no such end: side %d at offset %d", c.Side, c.Offset)
-	}
-	seals, err := unix.FcntlInt(uintptr(c.Memory), unix.F_GET_SEALS, 0)
-	if err != nil || seals&unix.F_SEAL_SHRINK == 0 {
-		return nil, errors.New("shared memory is not sealed against shrinking")
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(c.Memory, &st); err != nil {
-		return nil, err
-	}
-	if st.Size < c.Size || c.Offset > st.Size-c.Size {
-		return nil, fmt.Errorf("region %d+%d is outside the %d bytes of shared memory", c.Offset, c.Size, st.Size)
-	}
-	m, err := unix.Mmap(c.Memory, c.Offset, int(c.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	if err != nil {
-		return nil, fmt.Errorf("map rings: %w", err)
-	}
-	e, err := attach(m, capacity, c)
-	if err != nil {
-		unix.Munmap(m)
-		return nil, err
-	}
-	e.mapped = true
-	return e, nil
-}
-
-// attach makes an end of the region in m.
-func attach(m []byte, capacity int, c Config) (*End, error) {
+// attach makes an end of the region in m: side 0 writes ring 0 and reads ring 1.
+func attach(m []byte, capacity, side int, w Waiter, b bell, c Config) (*End, error) {
 	if word32(m, offMagic).Load() != magic || word64(m, offCapacity).Load() != uint64(capacity) {
 		return nil, errors.New("shared memory holds no rings of this version")
 	}
 	e := &End{
-		mem: m, max: capacity/2 - header, waiter: c.Waiter, bell: c.Bell,
-		own:  word32(m, offState+128*c.Side),
-		peer: word32(m, offState+128*(1-c.Side)),
+		mem: m, max: capacity/2 - header, waiter: w, bell: b,
+		own:  word32(m, offState+128*side),
+		peer: word32(m, offState+128*(1-side)),
 	}
 	if c.Spin == 0 {
 		c.Spin = DefaultSpin
@@ -247,7 +207,7 @@ func attach(m []byte, capacity int, c Config) (*End, error) {
 		a := page + ring*capacity
 		return m[offRing+1024*ring:], m[a : a+capacity : a+capacity]
 	}
-	ctl, data := area(c.Side)
+	ctl, data := area(side)
 	p := &e.p
 	p.data, p.mask = data, uint64(capacity-1)
 	p.head, p.tail = word64(ctl, offHead), word64(ctl, offTail)
@@ -256,7 +216,7 @@ func attach(m []byte, capacity int, c Config) (*End, error) {
 	p.shown = p.pos
 	p.limit = p.pos
 	p.ready, p.soon = e.room, e.roomSoon
-	ctl, data = area(1 - c.Side)
+	ctl, data = area(1 - side)
 	q := &e.c
 	q.data, q.mask = data, uint64(capacity-1)
 	q.head, q.tail = word64(ctl, offHead), word64(ctl, offTail)
@@ -352,7 +312,7 @@ func (e *End) Flush() {
 	// on: either the consumer's look at head after setting hungry finds this
 	// message, or this load finds hungry.
 	if p.hungry.Load() != 0 && p.hungry.Swap(0) != 0 {
-		e.bell.Ring()
+		e.bell.ring()
 	}
 }
 
@@ -486,7 +446,7 @@ func (e *End) unblock() {
 		return
 	}
 	if c.block.Swap(0) != 0 {
-		e.bell.Ring()
+		e.bell.ring()
 	}
 }
 
@@ -609,7 +569,7 @@ func (e *End) Peer() State { return State(e.peer.Load()) }
 func (e *End) SetState(s State) {
 	if State(e.state.Swap(uint32(s))) != s {
 		e.own.Store(uint32(s))
-		e.bell.Ring()
+		e.bell.ring()
 	}
 }
 
@@ -676,17 +636,12 @@ func (e *End) Shut() {
 	e.waiter.Close()
 }
 
-// Close shuts the end and unmaps it. Nobody may use it any more, or be using it.
+// Close shuts the end and leaves its memory, which is the slab's. Nobody may use it any more, or be using it.
 func (e *End) Close() error {
 	if e.mem == nil {
 		return nil
 	}
 	e.Shut()
-	e.bell.Close()
-	m := e.mem
 	e.mem = nil
-	if !e.mapped {
-		return nil
-	}
-	return unix.Munmap(m)
+	return nil
 }

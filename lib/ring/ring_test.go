@@ -41,14 +41,13 @@ func ends(t tb, capacity int) (a, b *End, done func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer p.Close()
 	if a, err = p.Open(0, 0, 0); err != nil {
 		t.Fatal(err)
 	}
 	if b, err = p.Open(1, 0, 0); err != nil {
 		t.Fatal(err)
 	}
-	return a, b, func() { a.Close(); b.Close() }
+	return a, b, func() { a.Close(); b.Close(); p.Close() }
 }
 
 // read and write block.
@@ -187,7 +186,7 @@ func TestHostile(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer e.Close()
-	m, err := unix.Mmap(p.Memory, 0, int(p.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	m, err := unix.Mmap(p.share.memory, SlotOffset(p.slot, MinCapacity), int(RegionSize(MinCapacity)), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -245,29 +244,57 @@ func TestHostileDescriptors(t *testing.T) {
 	}
 	defer p.Close()
 	fds := p.FDs(1)
-	if err := unix.Ftruncate(fds[0], 0); err == nil {
+	wait, memory := fds[0], fds[1]
+	if err := unix.Ftruncate(memory, 0); err == nil {
 		t.Error("the memory can be truncated")
 	}
 	full := []byte{0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
-	if _, err := unix.Write(fds[1], full); err == nil {
+	if _, err := unix.Write(wait, full); err == nil {
 		t.Error("who waits on a bell can write to it")
 	}
-	unix.SetNonblock(fds[1], false)
-	ringer := BellFromFD(p.FDs(0)[2])
-	ringer.Ring() // returns
-	if _, err := OpenFDs([3]int{p.FDs(0)[1], -1, -1}, Config{Size: p.Size}); err == nil {
-		t.Error("opened what is no memory")
-	}
-	for _, c := range []Config{
-		{Size: p.Size, Offset: page}, {Size: p.Size - 1}, {Size: 2 * p.Size}, {Size: -1}, {Size: 0},
-		{Size: p.Size, Offset: -page}, {Size: p.Size, Side: 2}, {Size: p.Size, Side: -1},
-		{Size: RegionSize(MinCapacity)}, // of another capacity
-		{Size: p.Size, Offset: 1<<63 - page},
-	} {
-		c.Memory = p.Memory
-		if _, err := Open(c); err == nil {
-			t.Errorf("opened %+v", c)
+	unix.SetNonblock(wait, false)
+	ringFD(p.FDs(0)[2]) // returns
+	dup := func(fd int) int {
+		fd, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
 		}
+		return fd
+	}
+	other, err := NewMemory(SlabSize(MinCapacity))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(other)
+	for what, fd := range map[string]int{"what is no memory": wait, "memory without a slab": other} {
+		if _, err := OpenSlab(fd, 0, dup(fds[2])); err == nil {
+			t.Errorf("opened %s", what)
+		}
+	}
+	for _, side := range []int{-1, 2} {
+		if _, err := OpenSlab(memory, side, dup(fds[2])); err == nil {
+			t.Errorf("opened side %d", side)
+		}
+	}
+	for what, g := range map[string]Grant{
+		"a slot beyond the last": {Slab: 1, Slot: SlabSlots, NewSlab: true, NewWait: true},
+		"a slot without rings":   {Slab: 1, Slot: 77, NewSlab: true, NewWait: true},
+		"an unknown slab":        {Slab: 9},
+		"too few descriptors":    {Slab: 1, NewSlab: true, NewWait: true, Side: 1},
+	} {
+		var d Desk
+		own := []int{}
+		for _, fd := range p.FDs(0)[:g.FDs()] {
+			own = append(own, dup(fd))
+		}
+		if g.Side == 1 {
+			unix.Close(own[2])
+			own = own[:2]
+		}
+		if _, _, err := d.Open(g, own, Config{}); err == nil {
+			t.Errorf("opened %s", what)
+		}
+		d.Close()
 	}
 }
 
@@ -309,7 +336,6 @@ func TestConcurrent(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		p.Close()
 		const n = 20000
 		var wg sync.WaitGroup
 		for side := range e {
@@ -440,7 +466,7 @@ func TestNoAllocation(t *testing.T) {
 	}
 }
 
-// child is the other process: it has side 1 in descriptors 3, 4, 5.
+// child is the other process: it has side 1 of slot 0 in descriptors 3, 4, 5.
 func child(role string) int {
 	if role == "seqpacket" {
 		c, err := net.FileConn(os.NewFile(3, "socket"))
@@ -452,7 +478,8 @@ func child(role string) int {
 		}
 		return 0
 	}
-	e, err := OpenFDs([3]int{3, 4, 5}, Config{Size: RegionSize(DefaultCapacity), Side: 1})
+	var desk Desk
+	e, _, err := desk.Open((&Pair{}).Grant(1), []int{3, 4, 5}, Config{})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -481,7 +508,6 @@ func spawn(t testing.TB, role string) (*End, *exec.Cmd) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer p.Close()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), roleEnv+"="+role)
 	cmd.Stderr = os.Stderr

@@ -236,7 +236,7 @@ func (d *Desk) open(g Grant, fds []int, c Config) (*End, *HubEnd, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	e, err := s.Open(g.Slot, c.MaxMessage, w, c)
+	e, err := s.Open(g.Slot, w, c)
 	if err != nil {
 		w.Close()
 		return nil, nil, err

@@ -82,7 +82,7 @@ type Slab struct {
 	side     int
 	own      door // where the other side rings
 	peer     door
-	bell     *Bell // behind the peer's door
+	bell     int // descriptor behind the peer's door
 }
 
 // OpenSlab maps the slab in the memory fd, which stays the caller's. bell is the
@@ -94,7 +94,7 @@ func OpenSlab(fd, side, bell int) (*Slab, error) {
 		unix.Close(bell)
 		return nil, err
 	}
-	s.bell = BellFromFD(bell)
+	s.bell = bell
 	return s, nil
 }
 
@@ -127,22 +127,20 @@ func openSlab(fd, side int) (*Slab, error) {
 
 // Close unmaps the slab, after all of its ends were closed.
 func (s *Slab) Close() error {
-	s.bell.Close()
+	unix.Close(s.bell)
 	m := s.mem
 	s.mem = nil
 	return unix.Munmap(m)
 }
 
-// Open opens this side's end of a slot, which waits with w. maxMessage is as in
-// Config.
-func (s *Slab) Open(slot uint32, maxMessage int, w Waiter, c Config) (*End, error) {
+// Open opens this side's end of a slot, which waits with w.
+func (s *Slab) Open(slot uint32, w Waiter, c Config) (*End, error) {
 	if slot >= SlabSlots {
 		return nil, fmt.Errorf("slab has no slot %d", slot)
 	}
-	off := SlotOffset(slot, s.capacity)
-	c.Side, c.MaxMessage, c.Waiter = s.side, maxMessage, w
-	c.Bell = &Bell{door: &s.peer, slot: slot, behind: s.bell}
-	return attach(s.mem[off:off+RegionSize(s.capacity):off+RegionSize(s.capacity)], s.capacity, c)
+	off, size := SlotOffset(slot, s.capacity), RegionSize(s.capacity)
+	b := bell{door: &s.peer, slot: slot, fd: s.bell}
+	return attach(s.mem[off:off+size:off+size], s.capacity, s.side, w, b, c)
 }
 
 // door is where one side finds what the other rang for. Bits that the other
@@ -202,8 +200,11 @@ func orUint64(p *uint64, v uint64) {
 }
 
 // NewWaitFD makes the descriptor on which a process waits for all of its slabs:
-// an epoll descriptor that watches what WatchBell adds. See NewBell for why a
-// process does not get the eventfds that it waits for.
+// an epoll descriptor that watches the eventfds which NewSlabBell makes. The
+// process that waits does not get those, so it cannot fill a counter up and take
+// O_NONBLOCK away, which would block the ringer (the daemon, say) for ever.
+//
+// Nobody ever reads an eventfd. Watched edge-triggered, every ring is an event.
 func NewWaitFD() (int, error) { return unix.EpollCreate1(unix.EPOLL_CLOEXEC) }
 
 // NewSlabBell makes the eventfd that wakes a process whose wait descriptor is
@@ -221,7 +222,7 @@ func NewSlabBell(wait int) (int, error) {
 	return fd, nil
 }
 
-func ringFD(fd int32) {
+func ringFD(fd int) {
 	// Raw: the call cannot block, so the scheduler need not know. A full
 	// counter (2^64-2 rings, or the peer's doing) is the peer's loss.
 	syscall.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&one)), uintptr(len(one)))

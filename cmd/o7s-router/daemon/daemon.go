@@ -124,7 +124,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		unicast.NoWithdraw = true
 	}
 	m := irm.New(irm.Config{
-		RunDir: o.RunDir, Groups: groups, Plane: plane, Factories: factories(plane),
+		RunDir: o.RunDir, Groups: groups, Plane: plane, Factories: factories(plane, filepath.Join(o.RunDir, "flows")),
 		Version: o.Version, Output: os.Stderr, Log: o.Log,
 	})
 	defer func() {
@@ -153,14 +153,15 @@ func Run(ctx context.Context, o Options) (err error) {
 	return run.Wait()
 }
 
-// factories has the types of layers that this build knows.
-func factories(plane *fastpath.Plane) map[ipcp.Type]irm.Factory {
+// factories has the types of layers that this build knows. Ethernet layers keep
+// their journals in the directory notes.
+func factories(plane *fastpath.Plane, notes string) map[ipcp.Type]irm.Factory {
 	return map[ipcp.Type]irm.Factory{
 		ipcp.Local: func(name string, host ipcp.Host, log *slog.Logger) (ipcp.Layer, error) {
 			return local.New(name, host, log), nil
 		},
 		ipcp.EthDIX: func(name string, host ipcp.Host, log *slog.Logger) (ipcp.Layer, error) {
-			return eth.New(name, host, plane, log), nil
+			return eth.New(name, host, plane, notes, log), nil
 		},
 		ipcp.Unicast: func(name string, host ipcp.Host, log *slog.Logger) (ipcp.Layer, error) {
 			return unicast.New(name, host, plane, log), nil

@@ -7,6 +7,7 @@ package core
 
 import (
 	"container/heap"
+	"slices"
 	"time"
 
 	"github.com/o7s/o7s-router/lib/o7serr"
@@ -39,6 +40,17 @@ const (
 	// lateReply is how long an abandoned endpoint is remembered, so that the
 	// peer of a late positive reply is told that nobody is there.
 	lateReply = 30 * time.Second
+	// maxQuarantine bounds what a program may ask for: R and the receiver's
+	// inactivity of spec 30 §3.1 are below it.
+	maxQuarantine = 5 * time.Minute
+	// partingFor is how long the peer of a released flow is remembered, to be
+	// told again when it still sends: the message was lost, then. It covers four
+	// keep-alives of the default peer time-out (spec 30 §10).
+	partingFor = 2 * time.Minute
+	// partingEvery spaces these repetitions, per flow.
+	partingEvery = time.Second
+	// maxPartings bounds how many are remembered; the oldest go first.
+	maxPartings = 4096
 	// Bounds against floods of requests.
 	maxWaiting       = 256
 	maxWaitingPerMAC = 64
@@ -67,12 +79,13 @@ const (
 	NameFound   Kind = iota + 1 // Hash is known now
 	NameUnknown                 // nobody answered the query for Hash
 	Opened                      // allocation ID uses Endpoint from now on
-	Vacated                     // Endpoint of allocation ID is not in use any more
+	Vacated                     // Endpoint of allocation ID is not in use any more; with Remote its user may still be sent to, see Stray
 	Established                 // the peer accepted allocation ID
 	Failed                      // allocation ID is over: Err
 	Renew                       // no reply: call Supply with a fresh request for ID, or Cancel
 	Arrived                     // a peer's request ID: call Respond
 	Expired                     // a peer's request ID was not answered in time, or replaced
+	Forgotten                   // Endpoint, which was vacated with Remote, is nothing any more
 	Dealloc                     // the peer released the flow at Endpoint: call Close
 )
 
@@ -83,7 +96,7 @@ type Event struct {
 	ID       ID
 	Endpoint uint16
 	Peer     MAC    // Established, Arrived
-	Remote   uint16 // Established
+	Remote   uint16 // Established, Vacated
 	QoS      qos.Spec
 	Hash     []byte
 	Data     []byte
@@ -100,6 +113,7 @@ type Counts struct {
 	UnknownName, Malformed, UnknownCode, Misaddressed            uint64
 	Unexpected, Duplicate, Flooded, NoEndpoint, BadEndpoint      uint64
 	CacheFull, RequestsExpired, LateAccept                       uint64
+	DeallocsRepeated, QuarantineBroken, Quarantined              uint64 // the last: endpoints now
 }
 
 type state uint8
@@ -151,6 +165,13 @@ type abandoned struct {
 	end time.Time
 }
 
+// parting is a flow that we released.
+type parting struct {
+	ep, remote uint16
+	mac        MAC
+	end, next  time.Time
+}
+
 // Core is the protocol state of one IPC process. It must be used by one
 // goroutine at a time.
 type Core struct {
@@ -165,6 +186,8 @@ type Core struct {
 	waiting    map[MAC]int
 	nwait      int
 	late       map[uint16]abandoned
+	partings   map[uint16]*parting // by our former endpoint
+	parted     []*parting          // the same, and forgotten ones, oldest first
 	timers     timers
 	frames     [][]byte
 	events     []Event
@@ -184,6 +207,7 @@ func New(cfg Config) *Core {
 		byPeer:     map[peer]*flow{},
 		waiting:    map[MAC]int{},
 		late:       map[uint16]abandoned{},
+		partings:   map[uint16]*parting{},
 	}
 }
 
@@ -197,10 +221,20 @@ func (c *Core) Drain() ([][]byte, []Event) {
 }
 
 // Counts returns the totals.
-func (c *Core) Counts() Counts { return c.n }
+func (c *Core) Counts() Counts {
+	n := c.n
+	n.QuarantineBroken, n.Quarantined = c.eps.early, uint64(len(c.eps.held))
+	return n
+}
 
 // NextDeadline is when Tick has something to do; zero: never.
-func (c *Core) NextDeadline() time.Time { return c.timers.next() }
+func (c *Core) NextDeadline() time.Time {
+	t := c.timers.next()
+	if len(c.parted) > 0 && (t.IsZero() || c.parted[0].end.Before(t)) {
+		t = c.parted[0].end
+	}
+	return t
+}
 
 func (c *Core) event(e Event) { c.events = append(c.events, e) }
 
@@ -219,6 +253,9 @@ func (c *Core) fits(n int) error {
 
 // Tick handles the deadlines that have passed.
 func (c *Core) Tick(now time.Time) {
+	for len(c.parted) > 0 && !c.parted[0].end.After(now) {
+		c.forgetParting()
+	}
 	for {
 		t, ok := c.timers.expired(now)
 		switch {
@@ -282,6 +319,8 @@ type endpoints struct {
 	first      uint16
 	free       []uint16 // a ring
 	head, used int
+	held       timers // in quarantine (spec 30 §9); they count as used
+	early      uint64 // taken out of quarantine before their time
 }
 
 func newEndpoints(first, last uint16) endpoints {
@@ -292,9 +331,36 @@ func newEndpoints(first, last uint16) endpoints {
 	return e
 }
 
-func (e *endpoints) take(f *flow) bool {
+// reserve puts endpoints into quarantine, before any was taken.
+func (e *endpoints) reserve(until time.Time, eps map[uint16]bool) {
+	if e.used > 0 || e.head > 0 {
+		return
+	}
+	slices.SortStableFunc(e.free, func(a, b uint16) int {
+		switch {
+		case eps[a] == eps[b]:
+			return 0
+		case eps[b]:
+			return -1
+		}
+		return 1
+	})
+	e.used = len(eps)
+	for _, ep := range e.free[len(e.free)-e.used:] {
+		e.held.add(timer{at: until, ep: ep})
+	}
+}
+
+// take gives f an endpoint. One in quarantine is used only when there is no
+// other: of those the one whose time is up first.
+func (e *endpoints) take(now time.Time, f *flow) bool {
+	e.expire(now)
 	if e.used == len(e.free) {
-		return false
+		if len(e.held) == 0 {
+			return false
+		}
+		e.early++
+		e.put(heap.Pop(&e.held).(timer).ep)
 	}
 	f.ep = e.free[e.head]
 	e.head = (e.head + 1) % len(e.free)
@@ -303,11 +369,31 @@ func (e *endpoints) take(f *flow) bool {
 	return true
 }
 
-func (e *endpoints) release(f *flow) {
+// release frees the endpoint of f, after its quarantine.
+func (e *endpoints) release(now time.Time, f *flow, quarantine time.Duration) {
 	e.flows[f.ep] = nil
-	e.free[(e.head+len(e.free)-e.used)%len(e.free)] = f.ep
-	e.used--
+	if quarantine > 0 {
+		e.expire(now)
+		e.held.add(timer{at: now.Add(min(quarantine, maxQuarantine)), ep: f.ep})
+	} else {
+		e.put(f.ep)
+	}
 	f.ep = 0
+}
+
+func (e *endpoints) expire(now time.Time) {
+	for {
+		t, ok := e.held.expired(now)
+		if !ok {
+			return
+		}
+		e.put(t.ep)
+	}
+}
+
+func (e *endpoints) put(ep uint16) {
+	e.free[(e.head+len(e.free)-e.used)%len(e.free)] = ep
+	e.used--
 }
 
 func (e *endpoints) get(n uint16) *flow {

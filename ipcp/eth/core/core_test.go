@@ -139,7 +139,7 @@ func TestGolden(t *testing.T) {
 	if in.QoS != qos.Raw || !bytes.Equal(in.Hash, hash) || !bytes.Equal(in.Data, unhex(t, clientOAP)) || in.Peer != clientMAC {
 		t.Fatalf("request %+v", in)
 	}
-	local, to, remote, err := s.Respond(in.ID, 0, unhex(t, serverOAP))
+	local, to, remote, err := s.Respond(t0, in.ID, 0, unhex(t, serverOAP))
 	if err != nil || local != 64 || to != clientMAC || remote != 64 {
 		t.Fatal(local, to, remote, err)
 	}
@@ -158,7 +158,7 @@ func TestGolden(t *testing.T) {
 		expect(t, drain(c))
 	}
 
-	c.Close(64)
+	c.Close(t0, 64, 0)
 	d = drain(c)
 	expect(t, d, Vacated)
 	bye, err := wire.DecodeDIXMgmt(d.frame(t)[18:], 32)
@@ -167,7 +167,7 @@ func TestGolden(t *testing.T) {
 	}
 	give(t, s, t0, d.frame(t))
 	expect(t, drain(s), Dealloc)
-	s.Close(64)
+	s.Close(t0, 64, 0)
 	d = drain(s)
 	expect(t, d, Vacated)
 	if len(d.frames) != 0 {
@@ -311,7 +311,7 @@ func establish(t *testing.T, c, s *Core, now time.Time) (client, server uint16) 
 	give(t, s, now, drain(c).frame(t))
 	d := drain(s)
 	expect(t, d, Arrived)
-	server, _, client, err := s.Respond(d.events[0].ID, 0, nil)
+	server, _, client, err := s.Respond(now, d.events[0].ID, 0, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -356,7 +356,7 @@ func TestRenew(t *testing.T) {
 		}
 	}
 	give(t, s, now, first)
-	if _, _, _, err := s.Respond(drain(s).events[0].ID, 0, nil); err != nil {
+	if _, _, _, err := s.Respond(now, drain(s).events[0].ID, 0, nil); err != nil {
 		t.Fatal(err)
 	}
 	give(t, c, now, drain(s).frame(t))
@@ -549,10 +549,10 @@ func TestDuplicateAndStale(t *testing.T) {
 	if d.events[0].ID != first {
 		t.Error("the wrong request expired")
 	}
-	if _, _, _, err := s.Respond(first, 0, nil); !errors.Is(err, o7serr.ETIMEDOUT) {
+	if _, _, _, err := s.Respond(t0, first, 0, nil); !errors.Is(err, o7serr.ETIMEDOUT) {
 		t.Error("an expired request is answered:", err)
 	}
-	ep, _, _, err := s.Respond(d.events[1].ID, 0, nil)
+	ep, _, _, err := s.Respond(t0, d.events[1].ID, 0, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -565,7 +565,7 @@ func TestDuplicateAndStale(t *testing.T) {
 	if d.events[0].Endpoint != ep {
 		t.Error("the wrong flow was released")
 	}
-	s.Close(ep)
+	s.Close(t0, ep, 0)
 	if d := drain(s); len(d.frames) != 0 {
 		t.Error("a deallocation was sent for an endpoint that the peer uses for something else")
 	}
@@ -618,6 +618,140 @@ func TestDeallocMustMatch(t *testing.T) {
 	}
 }
 
+// An endpoint in quarantine is not used again before its time, unless there is
+// no other: then it is the one whose time is up first.
+func TestQuarantine(t *testing.T) {
+	m := member(serverMAC)
+	n := len(m.eps.free)
+	take := func(now time.Time) *flow {
+		f := &flow{}
+		if !m.eps.take(now, f) {
+			t.Fatal("no endpoint")
+		}
+		return f
+	}
+	flows := make([]*flow, n)
+	for i := range flows {
+		flows[i] = take(t0)
+	}
+	if m.eps.take(t0, &flow{}) {
+		t.Fatal("an endpoint too many")
+	}
+	a, b, c := flows[10].ep, flows[20].ep, flows[30].ep
+	m.eps.release(t0, flows[10], 20*time.Second)
+	m.eps.release(t0, flows[20], 10*time.Second)
+	m.eps.release(t0, flows[30], 0)
+	if f := take(t0); f.ep != c {
+		t.Errorf("endpoint %d before the one without quarantine", f.ep)
+	}
+	if got := m.Counts(); got.Quarantined != 2 || got.QuarantineBroken != 0 {
+		t.Errorf("%+v", got)
+	}
+	if f := take(t0); f.ep != b {
+		t.Errorf("endpoint %d before the one whose time is up first", f.ep)
+	}
+	if got := m.Counts(); got.Quarantined != 1 || got.QuarantineBroken != 1 {
+		t.Errorf("%+v", got)
+	}
+	if f := take(t0.Add(20 * time.Second)); f.ep != a {
+		t.Errorf("endpoint %d, want %d", f.ep, a)
+	}
+	if got := m.Counts(); got.Quarantined != 0 || got.QuarantineBroken != 1 {
+		t.Errorf("%+v", got)
+	}
+	m.eps.release(t0, flows[40], 1000*time.Hour)
+	m.eps.expire(t0.Add(maxQuarantine))
+	if len(m.eps.held) != 0 {
+		t.Error("quarantine without a bound")
+	}
+}
+
+// Whoever still sends to a flow that we released has missed the deallocation:
+// it gets it again, once a second, for two minutes.
+func TestStray(t *testing.T) {
+	c, s := member(clientMAC), member(serverMAC)
+	ce, se := establish(t, c, s, t0)
+	s.Close(t0, se, 10*time.Second)
+	d := drain(s)
+	expect(t, d, Vacated)
+	if d.events[0].Remote != ce {
+		t.Errorf("vacated %+v", d.events[0])
+	}
+	lost := d.frame(t)
+	silent := func(now time.Time, from MAC, ep uint16) {
+		t.Helper()
+		s.Stray(now, from, ep)
+		if d := drain(s); len(d.frames) != 0 {
+			t.Errorf("stray from %x for %d is answered", from, ep)
+		}
+	}
+	silent(t0, clientMAC, se) // too early
+	now := t0.Add(time.Second)
+	silent(now, MAC{2, 6, 6, 6, 6, 6}, se)
+	silent(now, clientMAC, se+1)
+	s.Stray(now, clientMAC, se)
+	again := drain(s).frame(t)
+	if d := cmp.Diff(lost, again); d != "" {
+		t.Error("repeated deallocation:", d)
+	}
+	silent(now.Add(partingEvery-1), clientMAC, se)
+	give(t, c, now, again)
+	expect(t, drain(c), Dealloc)
+	silent(t0.Add(partingFor), clientMAC, se)
+	if s.Counts().DeallocsRepeated != 1 {
+		t.Errorf("%+v", s.Counts())
+	}
+
+	// Not by the peer that released it, and not once the endpoint is used again.
+	c.Close(now, ce, 0)
+	drain(c)
+	silent(now, serverMAC, ce)
+	for i := range 3 * maxPartings {
+		f := &flow{ep: uint16(64 + i%4000), mac: clientMAC, remote: 1}
+		s.part(t0, f)
+	}
+	if len(s.parted) > maxPartings || len(s.partings) > maxPartings {
+		t.Errorf("%d and %d partings are remembered", len(s.parted), len(s.partings))
+	}
+	if _, err := s.Alloc(now, unhex(t, nameHash), qos.Raw, nil, false); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A process that takes the place of one that was killed releases its flows.
+func TestFormer(t *testing.T) {
+	c, s := member(clientMAC), member(serverMAC)
+	ce, se := establish(t, c, s, t0)
+	s = member(serverMAC)
+	s.Former(t0, []Former{
+		{Endpoint: se, Peer: clientMAC, Remote: ce},
+		{Endpoint: se, Peer: clientMAC, Remote: ce + 1}, // twice
+		{Endpoint: 1, Peer: clientMAC, Remote: ce},      // no endpoint of a flow
+		{Endpoint: 0xffff, Peer: clientMAC, Remote: ce}, //
+		{Endpoint: 100, Peer: clientMAC, Remote: 0},     //
+		{Endpoint: 101, Peer: MAC{1}, Remote: 64},       // a group
+		{Endpoint: 102, Peer: MAC{}, Remote: 64},        // nobody
+	})
+	bye := drain(s).frame(t)
+	give(t, c, t0, bye)
+	expect(t, drain(c), Dealloc)
+	s.Stray(t0.Add(partingEvery), clientMAC, se)
+	if d := cmp.Diff(bye, drain(s).frame(t)); d != "" {
+		t.Error(d)
+	}
+	seen := map[uint16]bool{}
+	for range len(s.eps.free) - 1 {
+		f := &flow{}
+		if !s.eps.take(t0, f) || f.ep == se || seen[f.ep] {
+			t.Fatalf("endpoint %d is taken", f.ep)
+		}
+		seen[f.ep] = true
+	}
+	if f := (&flow{}); !s.eps.take(t0, f) || f.ep != se || s.Counts().QuarantineBroken != 1 {
+		t.Errorf("the last endpoint is %d, %+v", f.ep, s.Counts())
+	}
+}
+
 func TestLimits(t *testing.T) {
 	c := member(clientMAC)
 	hash := unhex(t, nameHash)
@@ -656,7 +790,7 @@ func TestLimits(t *testing.T) {
 	for i, n := range []int{1457, 1458} {
 		give(t, s, t0, request(clientMAC, 64+uint16(i), ""))
 		id := drain(s).events[0].ID
-		_, _, _, err := s.Respond(id, 0, make([]byte, n))
+		_, _, _, err := s.Respond(t0, id, 0, make([]byte, n))
 		if fits := n <= 1457; (err == nil) != fits {
 			t.Errorf("%d bytes in a reply: %v", n, err)
 		}
@@ -675,9 +809,9 @@ func TestEndpointsRotate(t *testing.T) {
 		if want := uint16(64 + i%4032); ce != want || se != want {
 			t.Fatalf("flow %d has endpoints %d and %d", i, ce, se)
 		}
-		c.Close(ce)
+		c.Close(t0, ce, 0)
 		give(t, s, t0, drain(c).frame(t))
-		s.Close(se)
+		s.Close(t0, se, 0)
 		drain(s)
 	}
 	if len(c.flows)+len(s.flows)+len(c.byPeer)+len(s.byPeer) != 0 {
@@ -699,13 +833,13 @@ func TestOwnName(t *testing.T) {
 	give(t, m, t0, drain(m).frame(t))
 	d := drain(m)
 	expect(t, d, Arrived)
-	local, to, remote, err := m.Respond(d.events[0].ID, 0, nil)
+	local, to, remote, err := m.Respond(t0, d.events[0].ID, 0, nil)
 	if err != nil || local != 65 || remote != 64 || to != clientMAC {
 		t.Fatal(local, remote, to, err)
 	}
 	give(t, m, t0, drain(m).frame(t))
 	expect(t, drain(m), Established)
-	m.Close(local)
+	m.Close(t0, local, 0)
 	give(t, m, t0, drain(m).frame(t))
 	expect(t, drain(m), Dealloc)
 	m.Unregister(hash)
@@ -782,7 +916,7 @@ func TestReplayAsServer(t *testing.T) {
 			if c.m.Code == wire.FlowReq {
 				kinds := d.kinds()
 				if len(kinds) == 2 && kinds[0] == Dealloc {
-					s.Close(d.events[0].Endpoint) // the client reused its endpoint
+					s.Close(t0, d.events[0].Endpoint, 0) // the client reused its endpoint
 					drain(s)
 					d.events = d.events[1:]
 				}
@@ -792,10 +926,10 @@ func TestReplayAsServer(t *testing.T) {
 					t.Fatalf("%s %d: %+v", file, i, in)
 				}
 				if want == nil { // it was not registered at the time
-					s.Respond(in.ID, -1007, nil)
+					s.Respond(t0, in.ID, -1007, nil)
 					continue
 				}
-				if _, _, _, err := s.Respond(in.ID, 0, want.m.Data); err != nil {
+				if _, _, _, err := s.Respond(t0, in.ID, 0, want.m.Data); err != nil {
 					t.Fatal(err)
 				}
 				d = drain(s)
@@ -1005,7 +1139,7 @@ func TestLossyNetwork(t *testing.T) {
 				m, c, s := pick(t)
 				if id, ok := anyID(t, s.in); ok {
 					delete(s.in, id)
-					ep, _, _, err := c.Respond(id, rapid.SampledFrom([]int32{0, -1007}).Draw(t, "code"), nil)
+					ep, _, _, err := c.Respond(now, id, rapid.SampledFrom([]int32{0, -1007}).Draw(t, "code"), nil)
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -1019,10 +1153,15 @@ func TestLossyNetwork(t *testing.T) {
 				m, c, s := pick(t)
 				for ep := uint16(64); ep < 200; ep++ {
 					if s.up[ep] && rapid.Bool().Draw(t, "this") {
-						c.Close(ep)
+						c.Close(now, ep, time.Duration(rapid.IntRange(0, 10).Draw(t, "quarantine"))*time.Second)
 						break
 					}
 				}
+				pump(m)
+			},
+			"stray": func(t *rapid.T) {
+				m, c, _ := pick(t)
+				c.Stray(now, rapid.SampledFrom(macs).Draw(t, "from"), rapid.Uint16Range(60, 80).Draw(t, "endpoint"))
 				pump(m)
 			},
 			"deliver": func(t *rapid.T) {
@@ -1055,8 +1194,8 @@ func TestLossyNetwork(t *testing.T) {
 			"": func(t *rapid.T) {
 				for _, m := range macs {
 					c, s := nodes[m], shells[m]
-					if c.eps.used != len(s.ep) {
-						t.Fatalf("%d endpoints in use, the shell knows %d", c.eps.used, len(s.ep))
+					if n := c.eps.used - len(c.eps.held); n != len(s.ep) {
+						t.Fatalf("%d endpoints in use, the shell knows %d", n, len(s.ep))
 					}
 					if c.nwait != len(s.in) {
 						t.Fatalf("%d requests wait, the shell knows %d", c.nwait, len(s.in))
@@ -1070,12 +1209,13 @@ func TestLossyNetwork(t *testing.T) {
 				c.Cancel(now, id, true)
 			}
 			for id := range s.in {
-				_, _, _, _ = c.Respond(id, -1003, nil)
+				_, _, _, _ = c.Respond(now, id, -1003, nil)
 			}
 			for ep := range s.up {
-				c.Close(ep)
+				c.Close(now, ep, 0)
 			}
 			c.Tick(now.Add(time.Hour))
+			c.eps.expire(now.Add(time.Hour))
 			if n := len(c.flows) + len(c.byPeer) + len(c.waiting) + len(c.late) + len(c.queries) + len(c.timers) + c.eps.used; n != 0 {
 				t.Fatalf("left: %d flows, %d peers, %d waiting, %d late, %d queries, %d timers, %d endpoints",
 					len(c.flows), len(c.byPeer), len(c.waiting), len(c.late), len(c.queries), len(c.timers), c.eps.used)
@@ -1107,7 +1247,7 @@ func FuzzReceive(f *testing.F) {
 			}
 			for _, e := range events {
 				if e.Kind == Arrived {
-					if _, _, _, err := c.Respond(e.ID, 0, nil); err != nil {
+					if _, _, _, err := c.Respond(t0, e.ID, 0, nil); err != nil {
 						t.Error(err)
 					}
 				}

@@ -49,7 +49,7 @@ func (c *Core) Supply(now time.Time, id ID, data []byte) {
 		return
 	}
 	if err := c.fits(len(f.hash) + len(data)); err != nil {
-		c.fail(f, err)
+		c.fail(now, f, err)
 		return
 	}
 	f.renewed++
@@ -74,9 +74,9 @@ func (c *Core) resolved(now time.Time, hash string, mac MAC) {
 	}
 }
 
-func (c *Core) unresolved(hash string) {
+func (c *Core) unresolved(now time.Time, hash string) {
 	for _, f := range c.resolvingFlows(hash) {
-		c.fail(f, o7serr.Wrap(o7serr.EIPCP, "nobody answers for hash %.4x", hash))
+		c.fail(now, f, o7serr.Wrap(o7serr.EIPCP, "nobody answers for hash %.4x", hash))
 	}
 }
 
@@ -93,8 +93,8 @@ func (c *Core) resolvingFlows(hash string) (fs []*flow) {
 
 func (c *Core) request(now time.Time, f *flow, mac MAC, data []byte) {
 	f.data = nil
-	if err := c.open(f); err != nil {
-		c.fail(f, err)
+	if err := c.open(now, f); err != nil {
+		c.fail(now, f, err)
 		return
 	}
 	f.state, f.mac = requesting, mac
@@ -107,24 +107,30 @@ func (c *Core) request(now time.Time, f *flow, mac MAC, data []byte) {
 	}
 }
 
-func (c *Core) open(f *flow) error {
-	if !c.eps.take(f) {
+func (c *Core) open(now time.Time, f *flow) error {
+	if !c.eps.take(now, f) {
 		c.n.NoEndpoint++
 		return o7serr.Wrap(o7serr.EAGAIN, "all %d endpoints are in use", len(c.eps.free))
 	}
-	delete(c.late, f.ep)
+	c.taken(f.ep)
 	c.event(Event{Kind: Opened, ID: f.id, Endpoint: f.ep})
 	return nil
 }
 
-func (c *Core) fail(f *flow, err error) {
-	c.drop(f)
+// taken forgets what an endpoint was before.
+func (c *Core) taken(ep uint16) {
+	delete(c.late, ep)
+	delete(c.partings, ep)
+}
+
+func (c *Core) fail(now time.Time, f *flow, err error) {
+	c.drop(now, f, 0)
 	c.event(Event{Kind: Failed, ID: f.id, Err: err})
 }
 
-// drop removes f and frees its endpoint.
-func (c *Core) drop(f *flow) {
-	c.vacate(f)
+// drop removes f and frees its endpoint after the quarantine.
+func (c *Core) drop(now time.Time, f *flow, quarantine time.Duration) {
+	c.vacate(now, f, quarantine)
 	delete(c.flows, f.id)
 	if p := (peer{f.mac, f.remote}); c.byPeer[p] == f {
 		delete(c.byPeer, p)
@@ -143,10 +149,14 @@ func (c *Core) unwait(f *flow) {
 	}
 }
 
-func (c *Core) vacate(f *flow) {
+func (c *Core) vacate(now time.Time, f *flow, quarantine time.Duration) {
 	if f.ep != 0 {
-		c.event(Event{Kind: Vacated, ID: f.id, Endpoint: f.ep})
-		c.eps.release(f)
+		e := Event{Kind: Vacated, ID: f.id, Endpoint: f.ep}
+		if c.partings[f.ep] != nil {
+			e.Remote = f.remote
+		}
+		c.event(e)
+		c.eps.release(now, f, quarantine)
 	}
 }
 
@@ -162,7 +172,7 @@ func (c *Core) Cancel(now time.Time, id ID, timedOut bool) {
 		c.abandon(now, f, timedOut)
 	}
 	wasResolving := f.state == resolving
-	c.drop(f)
+	c.drop(now, f, 0)
 	if q := c.queries[f.hash]; wasResolving && q != nil && !q.asked && !c.resolvingFor(f.hash) {
 		delete(c.queries, f.hash)
 	}
@@ -178,7 +188,7 @@ func (c *Core) abandon(now time.Time, f *flow, silent bool) {
 	end := now.Add(lateReply)
 	c.late[f.ep] = abandoned{f.mac, end}
 	c.timers.add(timer{at: end, ep: f.ep})
-	c.vacate(f)
+	c.vacate(now, f, 0)
 }
 
 func (c *Core) flowTimer(now time.Time, id ID) {
@@ -194,12 +204,12 @@ func (c *Core) flowTimer(now time.Time, id ID) {
 		c.event(Event{Kind: Renew, ID: f.id})
 	case waiting:
 		c.n.RequestsExpired++
-		c.expire(f)
+		c.expire(now, f)
 	}
 }
 
-func (c *Core) expire(f *flow) {
-	c.drop(f)
+func (c *Core) expire(now time.Time, f *flow) {
+	c.drop(now, f, 0)
 	c.event(Event{Kind: Expired, ID: f.id})
 }
 
@@ -207,7 +217,7 @@ func (c *Core) expire(f *flow) {
 // returns the endpoint of the flow (Opened and Established are not repeated as
 // events); any other code refuses. Errors: ETIMEDOUT when the request is gone,
 // EMSGSIZE and EAGAIN when it could not be accepted, which refuses it.
-func (c *Core) Respond(id ID, code int32, data []byte) (local uint16, to MAC, remote uint16, err error) {
+func (c *Core) Respond(now time.Time, id ID, code int32, data []byte) (local uint16, to MAC, remote uint16, err error) {
 	f := c.flows[id]
 	if f == nil || f.state != waiting {
 		return 0, MAC{}, 0, o7serr.Wrap(o7serr.ETIMEDOUT, "the request is not waiting for an answer")
@@ -216,7 +226,7 @@ func (c *Core) Respond(id ID, code int32, data []byte) (local uint16, to MAC, re
 		code = -code
 	}
 	if code == 0 {
-		if err = c.fits(len(data)); err == nil && !c.eps.take(f) {
+		if err = c.fits(len(data)); err == nil && !c.eps.take(now, f) {
 			c.n.NoEndpoint++
 			err = o7serr.Wrap(o7serr.EAGAIN, "all %d endpoints are in use", len(c.eps.free))
 		}
@@ -228,11 +238,11 @@ func (c *Core) Respond(id ID, code int32, data []byte) (local uint16, to MAC, re
 	to, remote = f.mac, f.remote
 	if code != 0 {
 		c.n.RefusalsSent++
-		c.drop(f)
+		c.drop(now, f, 0)
 		c.send(to, &m)
 		return 0, to, remote, err
 	}
-	delete(c.late, f.ep)
+	c.taken(f.ep)
 	c.unwait(f)
 	f.state, f.deadline = established, time.Time{}
 	m.Data = data
@@ -242,16 +252,88 @@ func (c *Core) Respond(id ID, code int32, data []byte) (local uint16, to MAC, re
 }
 
 // Close releases the flow at endpoint and tells its peer (spec 50 §5), unless
-// it is the peer that released it. Unknown endpoints are ignored.
-func (c *Core) Close(endpoint uint16) {
+// it is the peer that released it. The endpoint is not used again for the
+// quarantine, at most five minutes, while there are others. Unknown endpoints
+// are ignored.
+func (c *Core) Close(now time.Time, endpoint uint16, quarantine time.Duration) {
 	f := c.eps.get(endpoint)
 	if f == nil || f.state != established && f.state != released {
 		return
 	}
 	if f.state == established {
 		c.dealloc(f.mac, f.ep, f.remote)
+		c.part(now, f)
 	}
-	c.drop(f)
+	c.drop(now, f, quarantine)
+}
+
+// part remembers whom f, which we release, was with.
+func (c *Core) part(now time.Time, f *flow) {
+	p := &parting{ep: f.ep, remote: f.remote, mac: f.mac, end: now.Add(partingFor), next: now.Add(partingEvery)}
+	for len(c.parted) >= maxPartings {
+		c.forgetParting()
+	}
+	c.parted = append(c.parted, p)
+	c.partings[p.ep] = p
+}
+
+// Former is a flow of an earlier process with our address.
+type Former struct {
+	Endpoint uint16
+	Peer     MAC
+	Remote   uint16
+}
+
+// formerQuarantine keeps the endpoints of an earlier process free: it ended in
+// the midst of everything (spec 30 §9).
+const formerQuarantine = 146 * time.Second
+
+// Former releases the flows of an earlier process, which could not tell its
+// peers: as Close would have, with a quarantine. It must be the first call.
+// Nonsense is ignored.
+func (c *Core) Former(now time.Time, flows []Former) {
+	in := map[uint16]bool{}
+	for _, f := range flows {
+		switch {
+		case f.Endpoint < c.eps.first, int(f.Endpoint) >= len(c.eps.flows), in[f.Endpoint],
+			!usable(f.Remote), f.Peer[0]&1 != 0, f.Peer == MAC{}:
+			continue
+		}
+		in[f.Endpoint] = true
+		c.dealloc(f.Peer, f.Endpoint, f.Remote)
+		c.part(now, &flow{ep: f.Endpoint, mac: f.Peer, remote: f.Remote})
+	}
+	c.eps.reserve(now.Add(formerQuarantine), in)
+}
+
+// forgetParting forgets the oldest.
+func (c *Core) forgetParting() {
+	old := c.parted[0]
+	c.parted[0] = nil
+	c.parted = c.parted[1:]
+	if c.partings[old.ep] == old {
+		delete(c.partings, old.ep)
+		c.event(Event{Kind: Forgotten, Endpoint: old.ep})
+	}
+}
+
+// Forget forgets the peers of all flows that were released.
+func (c *Core) Forget() {
+	for len(c.parted) > 0 {
+		c.forgetParting()
+	}
+}
+
+// Stray takes note of data from a member for an endpoint without a flow. If it
+// is the peer of one that we released there it is told again, once a second.
+func (c *Core) Stray(now time.Time, from MAC, endpoint uint16) {
+	p := c.partings[endpoint]
+	if p == nil || p.mac != from || !p.end.After(now) || p.next.After(now) {
+		return
+	}
+	p.next = now.Add(partingEvery)
+	c.n.DeallocsRepeated++
+	c.dealloc(p.mac, p.ep, p.remote)
 }
 
 func (c *Core) dealloc(to MAC, local, remote uint16) {
@@ -283,7 +365,7 @@ func (c *Core) Receive(now time.Time, from, to MAC, payload []byte) {
 	case wire.FlowReq:
 		c.requested(now, from, &m)
 	case wire.FlowReply:
-		c.replied(from, &m)
+		c.replied(now, from, &m)
 	case wire.EthDealloc:
 		c.deallocated(from, &m)
 	}
@@ -326,7 +408,7 @@ func (c *Core) requested(now time.Time, from MAC, m *wire.EthMgmt) {
 	// before is over. Reference peers do not tell; their descriptors are reused
 	// at once, and what we still sent would reach the new flow.
 	if old != nil {
-		c.stale(old)
+		c.stale(now, old)
 	}
 	f := c.newFlow()
 	f.state, f.mac, f.remote, f.oap, f.qos = waiting, from, m.SrcEID, oap, m.QoS
@@ -341,10 +423,10 @@ func (c *Core) requested(now time.Time, from MAC, m *wire.EthMgmt) {
 	})
 }
 
-func (c *Core) stale(f *flow) {
+func (c *Core) stale(now time.Time, f *flow) {
 	c.n.StaleReleased++
 	if f.state == waiting {
-		c.expire(f)
+		c.expire(now, f)
 		return
 	}
 	c.release(f)
@@ -360,7 +442,7 @@ func (c *Core) release(f *flow) {
 	c.event(Event{Kind: Dealloc, ID: f.id, Endpoint: f.ep})
 }
 
-func (c *Core) replied(from MAC, m *wire.EthMgmt) {
+func (c *Core) replied(now time.Time, from MAC, m *wire.EthMgmt) {
 	f := c.eps.get(m.DstEID)
 	if f == nil {
 		if z, ok := c.late[m.DstEID]; ok && z.mac == from && m.Response == 0 && usable(m.SrcEID) {
@@ -382,7 +464,7 @@ func (c *Core) replied(from MAC, m *wire.EthMgmt) {
 		if code == o7serr.ENAME.Code() { // it was served there, but is not any more
 			c.forget(f.hash, f.mac)
 		}
-		c.fail(f, fmt.Errorf("peer refused the flow: %w", o7serr.FromCode(code, "")))
+		c.fail(now, f, fmt.Errorf("peer refused the flow: %w", o7serr.FromCode(code, "")))
 	case !usable(m.SrcEID):
 		c.n.BadEndpoint++
 	default:

@@ -140,7 +140,7 @@ func (c *Core) queryTimer(now time.Time, hash string) {
 		if q.asked {
 			c.event(Event{Kind: NameUnknown, Hash: []byte(hash)})
 		}
-		c.unresolved(hash)
+		c.unresolved(now, hash)
 	case !q.next.After(now):
 		c.broadcast(now, hash, q)
 	}

@@ -33,7 +33,7 @@ type waiter interface {
 	Close() error
 	// Wait waits for at least one event; for an interruption by Wake it may
 	// return none.
-	Wait(evs []setEvent, d time.Duration) (int, error)
+	Wait(evs []o7s.SetEvent, d time.Duration) (int, error)
 	Wake()
 }
 
@@ -41,7 +41,7 @@ type waiter interface {
 type set struct {
 	w    waiter
 	gate gate // held by the thread that waits; guards evs
-	evs  [maxEvents]setEvent
+	evs  [maxEvents]o7s.SetEvent
 
 	mu    sync.Mutex // guards what follows
 	flows map[*o7s.Flow]*desc
@@ -75,7 +75,7 @@ func (p *Process) NewSet() int {
 	defer p.mu.Unlock()
 	for i := range p.sets {
 		if p.sets[i] == nil {
-			s := &set{w: newWaiter(), flows: map[*o7s.Flow]*desc{}}
+			s := &set{w: o7s.NewSet(), flows: map[*o7s.Flow]*desc{}}
 			s.gate.init()
 			p.sets[i] = s
 			return i
@@ -191,7 +191,7 @@ func (p *Process) Events(n int, timeo time.Duration, seen uint32, limit int, put
 }
 
 // deliver passes events on, less those of flows that were released meanwhile.
-func (s *set) deliver(evs []setEvent, put func(int, Event)) int {
+func (s *set) deliver(evs []o7s.SetEvent, put func(int, Event)) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := 0
@@ -200,7 +200,7 @@ func (s *set) deliver(evs []setEvent, put func(int, Event)) int {
 			put(n, Event{FD: d.fd, Type: int(e.Event)})
 			n++
 		}
-		evs[i] = setEvent{} // holds no flow
+		evs[i] = o7s.SetEvent{} // holds no flow
 	}
 	return n
 }

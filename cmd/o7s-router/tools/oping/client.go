@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/o7s/o7s-router/cmd/o7s-router/tools/kit"
 	o7s "github.com/o7s/o7s-router/lib"
 	"github.com/o7s/o7s-router/lib/o7serr"
 )
@@ -18,8 +19,8 @@ import (
 // client is one run.
 type client struct {
 	o     options
-	f     flow
-	out   *printer
+	f     kit.Flow
+	out   *kit.Printer
 	clock clock
 
 	sent atomic.Uint32
@@ -32,10 +33,10 @@ type client struct {
 	mean, m2 float64 // running mean and sum of squares (Welford)
 }
 
-func ping(ctx context.Context, n network, o options, out *printer, stderr io.Writer) int {
+func ping(ctx context.Context, n kit.Network, o options, out *kit.Printer, stderr io.Writer) int {
 	f, err := n.Alloc(ctx, o.name, o.qos)
 	if err != nil {
-		fmt.Fprintln(stderr, explain("Failed to allocate flow", err))
+		fmt.Fprintln(stderr, kit.Explain("Failed to allocate flow", err))
 		return 1
 	}
 	defer f.Close()
@@ -50,7 +51,7 @@ func ping(ctx context.Context, n network, o options, out *printer, stderr io.Wri
 	}
 	f.SetReadTimeout(c.patience())
 	if !o.quiet {
-		out.line(fmt.Sprintf("Pinging %s with %d bytes of data (%d packets):\n", o.name, o.size, o.count))
+		out.Line(fmt.Sprintf("Pinging %s with %d bytes of data (%d packets):\n", o.name, o.size, o.count))
 	}
 
 	start := time.Now()
@@ -66,10 +67,10 @@ func ping(ctx context.Context, n network, o options, out *printer, stderr io.Wri
 	switch {
 	case err == nil || ctx.Err() != nil: // done or interrupted
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		out.line("Server timed out.")
+		out.Line("Server timed out.")
 	default:
-		out.flush()
-		fmt.Fprintf(stderr, "oping: %v\n", err)
+		out.Flush()
+		fmt.Fprintf(stderr, "oping: %v\n", kit.Reason(err))
 		status = 1
 	}
 	c.statistics(took)
@@ -104,7 +105,7 @@ func (c *client) send(ctx context.Context) error {
 	next := time.Now()
 	t := time.NewTimer(time.Hour)
 	defer t.Stop()
-	for id := range c.o.count {
+	for id := range uint32(c.o.count) {
 		stamp(b, id, c.clock.now())
 		if _, err := c.f.Write(b); err != nil {
 			return err
@@ -124,7 +125,7 @@ func (c *client) send(ctx context.Context) error {
 
 func (c *client) receive() error {
 	b := make([]byte, maxSize)
-	for c.received < c.o.count {
+	for c.received < uint32(c.o.count) {
 		n, err := c.f.Read(b)
 		if errors.Is(err, o7serr.EMSGSIZE) {
 			continue // none of ours
@@ -141,7 +142,7 @@ func (c *client) receive() error {
 func (c *client) flood() error {
 	out, in := make([]byte, c.o.size), make([]byte, maxSize)
 	patience := c.patience().Nanoseconds()
-	for id := range c.o.count {
+	for id := range uint32(c.o.count) {
 		sent := c.clock.now()
 		stamp(out, id, sent)
 		if _, err := c.f.Write(out); err != nil {
@@ -172,7 +173,7 @@ func (c *client) reply(b []byte) (id uint32, ok bool) {
 		return 0, false
 	}
 	id = binary.BigEndian.Uint32(b[offID:])
-	if id >= c.o.count {
+	if id >= uint32(c.o.count) {
 		return id, false
 	}
 	rtt := float64(now-sentAt(b)) / 1e6
@@ -197,26 +198,26 @@ func (c *client) reply(b []byte) (id uint32, ok bool) {
 }
 
 func (c *client) print(n int, id uint32, rtt float64, late bool) {
-	p := c.out.begin()
+	p := c.out.Begin()
 	if c.o.timeOfDay {
 		now := time.Now()
 		us := now.Nanosecond() / 1000
-		p.str("[").num(int(now.Unix())).str(".")
+		p.Str("[").Num(int(now.Unix())).Str(".")
 		for limit := 100000; us < limit && limit > 1; limit /= 10 {
-			p.str("0")
+			p.Str("0")
 		}
-		p.num(us).str("] ")
+		p.Num(us).Str("] ")
 	}
-	p.num(n).str(" bytes from ").str(c.o.name).str(": seq=").num(int(id)).str(" time=")
+	p.Num(n).Str(" bytes from ").Str(c.o.name).Str(": seq=").Num(int(id)).Str(" time=")
 	if rtt < 0.1 {
-		p.fixed(rtt * 1000).str(" µs")
+		p.Fixed(rtt * 1000).Str(" µs")
 	} else {
-		p.fixed(rtt).str(" ms")
+		p.Fixed(rtt).Str(" ms")
 	}
 	if late {
-		p.str(" [out-of-order]")
+		p.Str(" [out-of-order]")
 	}
-	p.end()
+	p.End()
 }
 
 func (c *client) statistics(took time.Duration) {
@@ -224,8 +225,8 @@ func (c *client) statistics(took time.Duration) {
 	if sent > 0 {
 		loss = 100 - min(uint64(c.received)*100/sent, 100)
 	}
-	c.out.line("\n--- " + c.o.name + " ping statistics ---")
-	c.out.line(fmt.Sprintf("%d packets transmitted, %d received, %d out-of-order, %d%% packet loss, time: %.3f ms",
+	c.out.Line("\n--- " + c.o.name + " ping statistics ---")
+	c.out.Line(fmt.Sprintf("%d packets transmitted, %d received, %d out-of-order, %d%% packet loss, time: %.3f ms",
 		sent, c.received, c.disorder, loss, float64(took.Nanoseconds())/1e6))
 	if c.received > 0 {
 		mdev := math.Sqrt(c.m2 / float64(c.received-1)) // of one sample: NaN
@@ -233,6 +234,6 @@ func (c *client) statistics(took time.Duration) {
 		if c.mean < 0.1 { // as for the single replies
 			unit, scale = "µs", 1000
 		}
-		c.out.line(fmt.Sprintf("rtt min/avg/max/mdev = %.3f/%.3f/%.3f/%.3f %s", c.min*scale, c.mean*scale, c.max*scale, mdev*scale, unit))
+		c.out.Line(fmt.Sprintf("rtt min/avg/max/mdev = %.3f/%.3f/%.3f/%.3f %s", c.min*scale, c.mean*scale, c.max*scale, mdev*scale, unit))
 	}
 }

@@ -2,7 +2,7 @@
 // its messages and its output.
 //
 // A message is 64 to 1500 bytes: the type (0 request, 1 reply) and a number,
-// both 32 bits in network order, then the sender's monotonic clock, seconds and
+// both 32 bits in kit.Network order, then the sender's monotonic clock, seconds and
 // nanoseconds, 64 bits each in host order, which only the sender reads; zeros.
 package oping
 
@@ -12,16 +12,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os/signal"
-	"strconv"
-	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	o7s "github.com/o7s/o7s-router/lib"
-	"github.com/o7s/o7s-router/lib/o7serr"
+	"github.com/o7s/o7s-router/cmd/o7s-router/tools/kit"
 	"github.com/o7s/o7s-router/lib/qos"
 )
 
@@ -37,74 +32,36 @@ const (
 	offID, offSec, offNsec = 4, 8, 16
 )
 
-// flow is what the tool needs of one; *o7s.Flow is one.
-type flow interface {
-	io.ReadWriteCloser
-	FD() int
-	SetReadTimeout(time.Duration)
-	SetFlags(o7s.Flags) error
-}
-
-// network is where flows come from.
-type network interface {
-	Alloc(ctx context.Context, name string, q qos.Spec) (flow, error)
-	Accept(ctx context.Context) (flow, error)
-}
-
-type library struct{ *o7s.Client }
-
-func (l library) Alloc(ctx context.Context, name string, q qos.Spec) (flow, error) {
-	f, err := l.Client.Alloc(ctx, name, &q)
-	if err != nil {
-		return nil, err
-	}
-	return f, nil
-}
-
-func (l library) Accept(ctx context.Context) (flow, error) {
-	f, err := l.Client.Accept(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return f, nil
-}
-
 // Main runs the tool with the arguments after its name and returns its exit
 // status. An interrupt ends it; the client prints its statistics then.
 func Main(args []string, stdout, stderr io.Writer) int {
 	o, err := parse(args)
 	if err != nil {
-		fmt.Fprintf(stderr, "oping: %v (see oping --help)\n", err)
-		return 1
+		return kit.Wrong(stderr, "oping", err)
 	}
 	if o.help {
 		fmt.Fprint(stdout, usage)
 		return 0
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	ctx, stop := kit.Interruptible()
 	defer stop()
-	c := o7s.New(o7s.Options{RunDir: o.runDir, Prog: "oping", Args: append([]string{"oping"}, args...)})
-	defer c.Close()
-	return run(ctx, library{c}, o, stdout, stderr)
+	n, done := kit.Library(o.runDir, "oping", args)
+	defer done()
+	return run(ctx, n, o, stdout, stderr)
 }
 
-func run(ctx context.Context, n network, o options, stdout, stderr io.Writer) int {
-	out := &printer{w: stdout}
-	defer out.flush()
+func run(ctx context.Context, n kit.Network, o options, stdout, stderr io.Writer) int {
+	out := kit.NewPrinter(stdout)
+	defer out.Flush()
 	if o.listen {
 		return serve(ctx, n, o, out, stderr)
 	}
 	return ping(ctx, n, o, out, stderr)
 }
 
-// explain is the number that the reference prints, and what it means.
-func explain(what string, err error) string {
-	return fmt.Sprintf("%s: %d. (%v)", what, o7serr.Code(err), err)
-}
-
 type options struct {
 	name       string
-	count      uint32
+	count      int
 	duration   time.Duration
 	interval   time.Duration
 	size       int
@@ -117,8 +74,6 @@ type options struct {
 	poll, busy bool
 	help       bool
 	runDir     string
-
-	paced bool // -i was given
 }
 
 const usage = `Usage: oping [OPTION]...
@@ -148,146 +103,50 @@ Server:
 TIME is a number with ms, s, m, h or d behind it; without: ms.
 `
 
-// long maps the long options to their short forms, or to themselves.
-var long = map[string]string{
-	"server-name": "n", "count": "c", "duration": "d", "interval": "i", "size": "s", "qos": "q",
-	"flood": "f", "flood-busy": "F", "quiet": "Q", "timeofday": "D", "listen": "l",
-	"poll": "poll", "busy": "busy", "help": "h", "run-dir": "run-dir",
-}
-
-// hasValue reports whether an option has a value.
-func hasValue(opt string) bool { return strings.Contains(" n c d i s q run-dir ", " "+opt+" ") }
-
-// parse reads the command line as getopt_long does: short options may be
-// joined, with each other and with a value.
 func parse(args []string) (options, error) {
-	o := options{count: maxCount, interval: time.Second, size: minSize, qos: qos.Raw}
-	for len(args) > 0 {
-		arg := args[0]
-		args = args[1:]
-		next := func(opt string) (string, error) {
-			if len(args) == 0 {
-				return "", fmt.Errorf("option %s needs a value", opt)
-			}
-			v := args[0]
-			args = args[1:]
-			return v, nil
-		}
-		var err error
-		switch {
-		case len(arg) > 2 && strings.HasPrefix(arg, "--"):
-			word, v, inline := strings.Cut(arg[2:], "=")
-			opt, known := long[word]
-			switch {
-			case !known:
-				return o, fmt.Errorf("unknown option --%s", word)
-			case inline && !hasValue(opt):
-				return o, fmt.Errorf("option --%s has no value", word)
-			case !inline && hasValue(opt):
-				v, err = next("--" + word)
-			}
-			if err == nil {
-				err = o.set(opt, v)
-			}
-		case len(arg) > 1 && arg[0] == '-' && arg[1] != '-':
-			for rest := arg[1:]; rest != "" && err == nil; {
-				opt, v := rest[:1], ""
-				rest = rest[1:]
-				if hasValue(opt) {
-					if v, rest = rest, ""; v == "" {
-						v, err = next("-" + opt)
-					}
-				}
-				if err == nil {
-					err = o.set(opt, v)
-				}
-			}
-		default:
-			err = fmt.Errorf("unexpected argument %q", arg)
-		}
-		if err != nil {
-			return o, err
-		}
-	}
+	o := options{count: maxCount, interval: -1, size: minSize, qos: qos.Raw}
+	err := kit.Parse(args, []kit.Opt{
+		kit.String("n", "server-name", &o.name),
+		kit.Int("c", "count", &o.count, 1, maxCount),
+		kit.Time("d", "duration", &o.duration, time.Millisecond, 0, 0),
+		kit.Time("i", "interval", &o.interval, time.Millisecond, 0, maxInterval),
+		kit.Int("s", "size", &o.size, minSize, maxSize),
+		kit.QoS("q", "qos", &o.qos),
+		kit.Flag("f", "flood", &o.flood),
+		kit.Flag("F", "flood-busy", &o.busyFlood),
+		kit.Flag("Q", "quiet", &o.quiet),
+		kit.Flag("D", "timeofday", &o.timeOfDay),
+		kit.Flag("l", "listen", &o.listen),
+		kit.Flag("", "poll", &o.poll),
+		kit.Flag("", "busy", &o.busy),
+		kit.Flag("h", "help", &o.help),
+		kit.String("", "run-dir", &o.runDir),
+	})
+	o.flood = o.flood || o.busyFlood
 	switch {
+	case err != nil:
+		return o, err
 	case o.help:
 	case o.listen && o.name != "":
 		return o, errors.New("a server (-l) has no server name (-n)")
 	case !o.listen && o.name == "":
 		return o, errors.New("expected -n NAME for a client or -l for a server")
 	}
-	if o.flood && !o.paced {
+	switch {
+	case o.interval >= 0:
+	case o.flood:
 		o.interval = 0
+	default:
+		o.interval = time.Second
 	}
 	if o.duration > 0 {
 		n := o.duration.Milliseconds() * 10
 		if o.interval > 0 {
 			n = int64(o.duration / o.interval)
 		}
-		o.count = uint32(max(min(n, maxCount), 1))
+		o.count = int(max(min(n, maxCount), 1))
 	}
 	return o, nil
-}
-
-func (o *options) set(opt, v string) (err error) {
-	number := func(low, high int64) int64 {
-		n, e := strconv.ParseInt(v, 10, 64)
-		if e != nil || n < low || n > high {
-			err = fmt.Errorf("-%s %s: expected a number from %d to %d", opt, v, low, high)
-		}
-		return n
-	}
-	switch opt {
-	case "n":
-		o.name = v
-	case "c":
-		o.count = uint32(number(1, maxCount))
-	case "d":
-		o.duration, err = parseTime(opt, v)
-	case "i":
-		o.paced = true
-		if o.interval, err = parseTime(opt, v); err == nil && o.interval > maxInterval {
-			err = fmt.Errorf("-i %s: expected at most 10s", v)
-		}
-	case "s":
-		o.size = int(number(minSize, maxSize))
-	case "q":
-		o.qos, err = qos.ByName(v)
-	case "f":
-		o.flood = true
-	case "F":
-		o.flood, o.busyFlood = true, true
-	case "Q":
-		o.quiet = true
-	case "D":
-		o.timeOfDay = true
-	case "l":
-		o.listen = true
-	case "poll":
-		o.poll = true
-	case "busy":
-		o.busy = true
-	case "h":
-		o.help = true
-	case "run-dir":
-		o.runDir = v
-	default:
-		err = fmt.Errorf("unknown option -%s", opt)
-	}
-	return err
-}
-
-func parseTime(opt, v string) (time.Duration, error) {
-	digits := strings.TrimRight(v, "abcdefghijklmnopqrstuvwxyz")
-	unit := map[string]time.Duration{
-		"": time.Millisecond, "ms": time.Millisecond, "s": time.Second,
-		"m": time.Minute, "h": time.Hour, "d": 24 * time.Hour,
-	}[v[len(digits):]]
-	n, err := strconv.ParseUint(digits, 10, 32)
-	if err != nil || unit == 0 || n > uint64(1<<62/unit) {
-		return 0, fmt.Errorf("-%s %s: expected a time such as 200ms, 3s, 5m, 1h or 1d", opt, v)
-	}
-	return time.Duration(n) * unit, nil
 }
 
 // clock is the monotonic clock that messages carry.

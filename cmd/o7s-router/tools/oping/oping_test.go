@@ -5,117 +5,26 @@ import (
 	"context"
 	"encoding/binary"
 	"io"
-	"net"
 	"os"
 	"regexp"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
 
-	o7s "github.com/o7s/o7s-router/lib"
-	"github.com/o7s/o7s-router/lib/o7serr"
+	"github.com/o7s/o7s-router/cmd/o7s-router/tools/kit"
+	"github.com/o7s/o7s-router/cmd/o7s-router/tools/kit/kittest"
 	"github.com/o7s/o7s-router/lib/qos"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// pipe is one end of a flow in memory.
-type pipe struct {
-	fd      int
-	in, out chan []byte
-	once    sync.Once
-	closed  chan struct{}
-	timeout time.Duration
-	flags   o7s.Flags
-}
-
-func newPipe(fd int) (a, b *pipe) {
-	x, y := make(chan []byte, 100), make(chan []byte, 100)
-	return &pipe{fd: fd, in: x, out: y, closed: make(chan struct{})}, &pipe{fd: fd, in: y, out: x, closed: make(chan struct{})}
-}
-
-func (p *pipe) Read(b []byte) (int, error) {
-	select {
-	case m := <-p.in:
-		return copy(b, m), nil
-	default:
-	}
-	if p.flags&o7s.RNOBLOCK != 0 {
-		time.Sleep(time.Millisecond) // lets virtual time pass
-		select {
-		case <-p.closed:
-			return 0, net.ErrClosed
-		default:
-			return 0, o7serr.EAGAIN
-		}
-	}
-	var expired <-chan time.Time
-	if p.timeout > 0 {
-		t := time.NewTimer(p.timeout)
-		defer t.Stop()
-		expired = t.C
-	}
-	select {
-	case m := <-p.in:
-		return copy(b, m), nil
-	case <-p.closed:
-		return 0, net.ErrClosed
-	case <-expired:
-		return 0, os.ErrDeadlineExceeded
-	}
-}
-
-func (p *pipe) Write(b []byte) (int, error) {
-	select {
-	case <-p.closed:
-		return 0, net.ErrClosed
-	case p.out <- bytes.Clone(b):
-		return len(b), nil
-	}
-}
-
-func (p *pipe) Close() error                   { p.once.Do(func() { close(p.closed) }); return nil }
-func (p *pipe) FD() int                        { return p.fd }
-func (p *pipe) SetReadTimeout(d time.Duration) { p.timeout = d }
-func (p *pipe) SetFlags(f o7s.Flags) error     { p.flags = f; return nil }
-
-// fake is a network on which every allocation reaches far.
-type fake struct {
-	far    func(p *pipe) // runs as the other end; nil: refuse
-	qos    qos.Spec
-	accept chan flow
-}
-
-func (n *fake) Alloc(_ context.Context, _ string, q qos.Spec) (flow, error) {
-	if n.far == nil {
-		return nil, o7serr.Wrap(o7serr.ENAME, "allocate flow")
-	}
-	n.qos = q
-	a, b := newPipe(64)
-	go n.far(b)
-	return a, nil
-}
-
-func (n *fake) Accept(ctx context.Context) (flow, error) {
-	select {
-	case f := <-n.accept:
-		if f == nil {
-			return nil, o7serr.Wrap(o7serr.EIRMD, "no daemon")
-		}
-		return f, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
 // answer answers n requests after a delay, and ends when nothing comes.
-func answer(n int, delay time.Duration) func(*pipe) {
-	return func(p *pipe) {
-		p.timeout = time.Minute
+func answer(n int, delay time.Duration) func(*kittest.Pipe) {
+	return func(p *kittest.Pipe) {
+		p.SetReadTimeout(time.Minute)
 		b := make([]byte, maxSize)
 		for range n {
 			k, err := p.Read(b)
@@ -141,12 +50,12 @@ func opts(t *testing.T, line string) options {
 var times = regexp.MustCompile(`[0-9]+\.[0-9]{3}`)
 
 // client runs a client in virtual time.
-func runClient(t *testing.T, line string, far func(*pipe)) (out string, took time.Duration) {
+func runClient(t *testing.T, line string, far func(*kittest.Pipe)) (out string, took time.Duration) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		var stdout, stderr bytes.Buffer
-		if s := run(t.Context(), &fake{far: far}, opts(t, line), &stdout, &stderr); s != 0 {
+		if s := run(t.Context(), &kittest.Network{Far: far}, opts(t, line), &stdout, &stderr); s != 0 {
 			t.Errorf("%s: status %d, %s", line, s, stderr.String())
 		}
 		out, took = stdout.String(), time.Since(start)
@@ -183,7 +92,7 @@ func TestClient(t *testing.T) {
 func TestClientOutput(t *testing.T) {
 	for _, c := range []struct {
 		line string
-		far  func(*pipe)
+		far  func(*kittest.Pipe)
 		want []string
 	}{
 		{"-n x -c 1 -s 1500", answer(1, 20*time.Microsecond), []string{"Pinging x with 1500 bytes of data (1 packets):\n\n1500 bytes from x: seq=0 time=20.000 µs\n", "= 20.000/20.000/20.000/NaN µs\n"}},
@@ -194,7 +103,7 @@ func TestClientOutput(t *testing.T) {
 		{"-n x -F -c 5", answer(3, time.Millisecond), []string{"seq=2 ", "Server timed out.", "4 packets transmitted, 3 received, 0 out-of-order, 25% packet loss"}},
 		{"-n x -d 1s -i 100ms -Q", answer(10, 0), []string{"10 received"}},
 		{"-n x -c 1 -D", answer(1, time.Millisecond), []string{"\n[946684800.001000] 64 bytes from x"}},
-		{"-n x -c 3 -i 1ms", func(p *pipe) { // reordered, and packets that are none
+		{"-n x -c 3 -i 1ms", func(p *kittest.Pipe) { // reordered, and packets that are none
 			var b [3][]byte
 			for i := range b {
 				b[i] = make([]byte, 64)
@@ -227,7 +136,7 @@ func TestInterrupt(t *testing.T) {
 			time.AfterFunc(2500*time.Millisecond, cancel)
 			var out bytes.Buffer
 			far := answer(3, 0)
-			if s := run(ctx, &fake{far: far}, opts(t, "-n x "+mode), &out, io.Discard); s != 0 {
+			if s := run(ctx, &kittest.Network{Far: far}, opts(t, "-n x "+mode), &out, io.Discard); s != 0 {
 				t.Errorf("status %d", s)
 			}
 			if !strings.Contains(out.String(), "packets transmitted, 3 received") {
@@ -239,7 +148,7 @@ func TestInterrupt(t *testing.T) {
 
 func TestNoFlow(t *testing.T) {
 	var out, errs bytes.Buffer
-	if s := run(t.Context(), &fake{}, opts(t, "-n x"), &out, &errs); s != 1 {
+	if s := run(t.Context(), &kittest.Network{}, opts(t, "-n x"), &out, &errs); s != 1 {
 		t.Errorf("status %d", s)
 	}
 	if !strings.HasPrefix(errs.String(), "Failed to allocate flow: -1007. (") || out.Len() > 0 {
@@ -249,13 +158,13 @@ func TestNoFlow(t *testing.T) {
 
 func TestServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := &fake{accept: make(chan flow)}
+		n := &kittest.Network{Flows: make(chan kit.Flow)}
 		var out bytes.Buffer
 		done := make(chan int)
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() { done <- run(ctx, n, opts(t, "-l"), &out, io.Discard) }()
-		a, b := newPipe(64)
-		n.accept <- a
+		a, b := kittest.New(64)
+		n.Flows <- a
 		req, got := make([]byte, 64), make([]byte, 64)
 		for i := range 2 {
 			stamp(req, uint32(i), 1234567890123)
@@ -283,17 +192,17 @@ func TestServer(t *testing.T) {
 func TestServerFlows(t *testing.T) {
 	for mode, limit := range map[string]int{"": 256, "--poll": 3, "--busy": 1} {
 		synctest.Test(t, func(t *testing.T) {
-			n := &fake{accept: make(chan flow)}
+			n := &kittest.Network{Flows: make(chan kit.Flow)}
 			var errs bytes.Buffer
 			done := make(chan int)
 			go func() { done <- run(t.Context(), n, opts(t, "-lQ "+mode), io.Discard, &errs) }()
 			req, got := make([]byte, 64), make([]byte, 64)
 			for i := range limit {
-				a, b := newPipe(64 + i)
-				n.accept <- a
+				a, b := kittest.New(64 + i)
+				n.Flows <- a
 				stamp(req, uint32(i), 0)
 				b.Write(req)
-				for b.timeout = time.Second; ; {
+				for b.SetReadTimeout(time.Second); ; {
 					if _, err := b.Read(got); err != nil || binary.BigEndian.Uint32(got[offID:]) != uint32(i) {
 						t.Errorf("flow %d: %v", i, err)
 					}
@@ -304,7 +213,7 @@ func TestServerFlows(t *testing.T) {
 				full(t, n, req)
 			}
 			time.Sleep(12 * time.Second)
-			n.accept <- nil
+			n.Flows <- nil
 			if s := <-done; s != 1 || !strings.Contains(errs.String(), "cannot talk to the resource manager") {
 				t.Errorf("status %d: %s", s, errs.String())
 			}
@@ -313,15 +222,15 @@ func TestServerFlows(t *testing.T) {
 }
 
 // full checks that a server takes no flow until one has been idle for long.
-func full(t *testing.T, n *fake, req []byte) {
-	a, b := newPipe(1)
+func full(t *testing.T, n *kittest.Network, req []byte) {
+	a, b := kittest.New(1)
 	select {
-	case n.accept <- a:
+	case n.Flows <- a:
 		t.Error("one flow too many")
 	case <-time.After(9 * time.Second): // no flow is idle for long enough
 	}
 	select {
-	case n.accept <- a:
+	case n.Flows <- a:
 	case <-time.After(2 * time.Second):
 		t.Error("no flow although others are idle")
 	}
@@ -334,7 +243,7 @@ func TestParse(t *testing.T) {
 	if o.name != "x" || o.count != 3 || o.interval != 5*time.Second || o.size != 100 || o.qos != qos.Data || !o.flood || !o.quiet || !o.timeOfDay || o.runDir != "/r" {
 		t.Errorf("%+v", o)
 	}
-	for line, want := range map[string]uint32{
+	for line, want := range map[string]int{
 		"-n x -d 1m": 60, "-n x -d 1500": 1, "-n x -d 1s -i 0": 10000, "-n x -f -d 1s": 10000, "-n x": maxCount, "-n x -d 1d -i 1ms": 86400000,
 	} {
 		if o := opts(t, line); o.count != want {
@@ -371,7 +280,7 @@ func TestStamp(t *testing.T) {
 }
 
 func TestNoAllocation(t *testing.T) {
-	c := &client{o: options{name: "x", count: 1 << 20, timeOfDay: true}, out: &printer{w: io.Discard}, clock: newClock()}
+	c := &client{o: options{name: "x", count: 1 << 20, timeOfDay: true}, out: kit.NewPrinter(io.Discard), clock: newClock()}
 	b := make([]byte, 64)
 	if n := testing.AllocsPerRun(1000, func() {
 		stamp(b, 7, c.clock.now())
@@ -382,8 +291,5 @@ func TestNoAllocation(t *testing.T) {
 	}); n > 0 {
 		t.Errorf("%v allocations for a packet", n)
 	}
-	c.out.flush()
-	if c.out.timer != nil {
-		c.out.timer.Stop()
-	}
+	c.out.Flush()
 }

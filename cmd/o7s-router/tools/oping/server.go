@@ -8,9 +8,9 @@ import (
 	"io"
 	"os"
 	"runtime"
-	"sync"
 	"time"
 
+	"github.com/o7s/o7s-router/cmd/o7s-router/tools/kit"
 	o7s "github.com/o7s/o7s-router/lib"
 	"github.com/o7s/o7s-router/lib/o7serr"
 )
@@ -19,71 +19,32 @@ const (
 	maxFlows = 256
 	// idle is how long a flow may be without requests.
 	idle = 10 * time.Second
-	// A failing accept is tried again after this.
-	acceptPause = 100 * time.Millisecond
 )
 
-func serve(ctx context.Context, n network, o options, out *printer, stderr io.Writer) int {
-	out.line("Ouroboros ping server started.")
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+func serve(ctx context.Context, n kit.Network, o options, out *kit.Printer, stderr io.Writer) int {
+	out.Line("Ouroboros ping server started.")
 	slots := maxFlows
 	if o.busy {
 		slots = 1
 	}
-	free := make(chan struct{}, slots)
-	for {
-		select {
-		case free <- struct{}{}:
-		case <-ctx.Done():
-			return 0
-		}
-		f, err := n.Accept(ctx)
-		switch {
-		case ctx.Err() != nil:
-			if err == nil {
-				f.Close()
-			}
-			return 0
-		case errors.Is(err, o7serr.EIRMD):
-			out.flush()
-			fmt.Fprintf(stderr, "oping: %v\n", err)
-			return 1
-		case err != nil: // of one client: spec 33 §3 says to accept again
-			<-free
-			out.flush()
-			fmt.Fprintln(stderr, explain("Failed to accept flow", err))
-			select {
-			case <-time.After(acceptPause):
-			case <-ctx.Done():
-			}
-			continue
-		}
+	return kit.Serve(ctx, n, slots, "oping", kit.After(out, stderr), func(ctx context.Context, f kit.Flow) {
 		fd := f.FD()
 		if !o.quiet {
-			out.line(fmt.Sprintf("New flow %d.", fd))
+			out.Line(fmt.Sprintf("New flow %d.", fd))
 		}
-		wg.Go(func() {
-			defer func() { <-free }()
-			stop := context.AfterFunc(ctx, func() { f.Close() })
-			defer stop()
-			err := echo(f, fd, o, out)
-			switch {
-			case o.quiet || ctx.Err() != nil:
-			case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, o7serr.EFLOWPEER):
-				out.line(fmt.Sprintf("Flow %d timed out.", fd))
-			default:
-				out.line(fmt.Sprintf("Flow %d closed.", fd))
-			}
-			f.Close()
-		})
-	}
+		err := echo(f, fd, o, out)
+		switch {
+		case o.quiet || ctx.Err() != nil:
+		case kit.Silent(err):
+			out.Line(fmt.Sprintf("Flow %d timed out.", fd))
+		default:
+			out.Line(fmt.Sprintf("Flow %d closed.", fd))
+		}
+	})
 }
 
 // echo answers the requests of a flow until it ends.
-func echo(f flow, fd int, o options, out *printer) error {
+func echo(f kit.Flow, fd int, o options, out *kit.Printer) error {
 	flags := o7s.Default | o7s.RNOPART
 	polling := o.poll || o.busy
 	if polling {
@@ -123,7 +84,7 @@ func echo(f flow, fd int, o options, out *printer) error {
 			return err
 		}
 		if !o.quiet {
-			out.begin().str("Received ").num(n).str(" bytes on fd ").num(fd).str(".").end()
+			out.Begin().Str("Received ").Num(n).Str(" bytes on fd ").Num(fd).Str(".").End()
 		}
 	}
 }
