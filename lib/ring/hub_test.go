@@ -64,7 +64,7 @@ func hubPair(t testing.TB, capacity int) (fd int, sides [2]hubSide) {
 func (s hubSide) open(t testing.TB, fd int, slot uint32, capacity int, format bool) *End {
 	t.Helper()
 	if format {
-		if err := Format(fd, SlotOffset(slot, capacity), capacity); err != nil {
+		if err := Format(fd, slot, capacity); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -7,21 +7,20 @@
 // memory; what it reads from the shared memory (the other's position, the
 // length of a record) is fetched once and checked before use, so a hostile
 // peer can spoil the messages of this flow, but not make this end panic, read
-// beyond the region or loop. The memory is sealed against shrinking, so that
+// beyond the rings or loop. The memory is sealed against shrinking, so that
 // an access cannot fault.
 //
-// A region starts with one page of control words, each in cache lines of its
-// own, followed by the two areas of data. Numbers are in host order: a region
-// never leaves the machine. A record is a header of 8 bytes (the length in the
-// low half, 0 in the high half) and the message, padded to 8 bytes. A record is
-// contiguous: where it does not fit before the end of the area, a header with
-// the length wrapMark sends the consumer to the start.
+// The rings of all flows between two processes are in one memory, a slab, see
+// Slab. Numbers are in host order: it never leaves the machine. A record is a
+// header of 8 bytes (the length in the low half, 0 in the high half) and the
+// message, padded to 8 bytes. A record is contiguous: where it does not fit
+// before the end of the area, a header with the length wrapMark sends the
+// consumer to the start.
 package ring
 
 import (
 	"errors"
 	"fmt"
-	"math/bits"
 	"net"
 	"sync/atomic"
 	"time"
@@ -58,15 +57,20 @@ const (
 
 	magic = 0x6f377331 // "o7s1"
 
-	// Offsets in the control page. 128 bytes apart: processors fetch lines in pairs.
+	// Offsets in the control words of a pair. 128 bytes apart: processors fetch
+	// lines in pairs. What the consumer sets when it waits is beside what the
+	// producer writes, which looks there with each message, and the other way
+	// round.
+	ctlSize     = 640
 	offMagic    = 0
 	offCapacity = 8
-	offState    = 128 // + 128*side: what that side says of itself, State bits
-	offRing     = 512 // + 1024*ring, and in it:
+	offState    = 16  // + 4*side: what that side says of itself, State bits
+	offRing     = 128 // + ringStride*ring, and in it:
+	ringStride  = 256
 	offHead     = 0   // written by the producer
+	offHungry   = 8   // consumer waits for data: set by it, taken by the producer
 	offTail     = 128 // written by the consumer
-	offHungry   = 256 // consumer waits for data: set by it, taken by the producer
-	offBlocked  = 384 // producer waits for room: set by it, taken by the consumer
+	offBlocked  = 136 // producer waits for room: set by it, taken by the consumer
 )
 
 // State is what an end says of itself; the other end sees it.
@@ -78,18 +82,6 @@ const (
 	Down                     // the flow is down for now
 	Ended                    // this end writes no more; what it wrote before is still in the ring
 )
-
-// RegionSize is the number of bytes of a pair of rings with the given capacity.
-func RegionSize(capacity int) int64 { return page + 2*int64(capacity) }
-
-// capacityOf inverts RegionSize.
-func capacityOf(size int64) (int, error) {
-	c := (size - page) / 2
-	if c < MinCapacity || c > MaxCapacity || bits.OnesCount64(uint64(c)) != 1 || RegionSize(int(c)) != size {
-		return 0, fmt.Errorf("%d bytes are no pair of rings", size)
-	}
-	return int(c), nil
-}
 
 // NewMemory makes a shared memory object of size bytes, sealed against change
 // of its size. The caller closes the descriptor; mappings live on.
@@ -111,22 +103,6 @@ func NewMemory(size int64) (fd int, err error) {
 	return fd, nil
 }
 
-// Format writes the control page of a fresh pair of rings. The maker does it
-// once, before either end maps the region.
-func Format(fd int, offset int64, capacity int) error {
-	if _, err := capacityOf(RegionSize(capacity)); err != nil {
-		return fmt.Errorf("capacity %d: not a power of two between %d and %d", capacity, MinCapacity, MaxCapacity)
-	}
-	m, err := unix.Mmap(fd, offset, page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	if err != nil {
-		return err
-	}
-	clear(m)
-	word64(m, offCapacity).Store(uint64(capacity))
-	word32(m, offMagic).Store(magic)
-	return unix.Munmap(m)
-}
-
 func word64(m []byte, off int) *atomic.Uint64 { return (*atomic.Uint64)(unsafe.Pointer(&m[off])) }
 func word32(m []byte, off int) *atomic.Uint32 { return (*atomic.Uint32)(unsafe.Pointer(&m[off])) }
 
@@ -141,8 +117,8 @@ type Config struct {
 // Release, Read, ReadBatch, WaitRead); the two are independent of each other.
 // The remaining methods, Close excepted, may be called at any time.
 type End struct {
-	mem    []byte // the region; nil after Close
 	max    int
+	closed bool
 	waiter Waiter
 	bell   bell
 	state  atomic.Uint32 // State of this side; own is for the other end to see
@@ -186,15 +162,17 @@ type consumer struct {
 	spin          Spinner
 }
 
-// attach makes an end of the region in m: side 0 writes ring 0 and reads ring 1.
-func attach(m []byte, capacity, side int, w Waiter, b bell, c Config) (*End, error) {
+// attach makes an end of the control words m and the data of the two rings: side 0
+// writes ring 0 and reads ring 1.
+func attach(m []byte, areas [2][]byte, side int, w Waiter, b bell, c Config) (*End, error) {
+	capacity := len(areas[0])
 	if word32(m, offMagic).Load() != magic || word64(m, offCapacity).Load() != uint64(capacity) {
 		return nil, errors.New("shared memory holds no rings of this version")
 	}
 	e := &End{
-		mem: m, max: capacity/2 - header, waiter: w, bell: b,
-		own:  word32(m, offState+128*side),
-		peer: word32(m, offState+128*(1-side)),
+		max: capacity/2 - header, waiter: w, bell: b,
+		own:  word32(m, offState+4*side),
+		peer: word32(m, offState+4*(1-side)),
 	}
 	if c.Spin == 0 {
 		c.Spin = DefaultSpin
@@ -203,16 +181,13 @@ func attach(m []byte, capacity, side int, w Waiter, b bell, c Config) (*End, err
 	if c.MaxMessage > 0 && c.MaxMessage < e.max {
 		e.max = c.MaxMessage
 	}
-	area := func(ring int) ([]byte, []byte) {
-		a := page + ring*capacity
-		return m[offRing+1024*ring:], m[a : a+capacity : a+capacity]
-	}
+	area := func(ring int) ([]byte, []byte) { return m[offRing+ringStride*ring:], areas[ring] }
 	ctl, data := area(side)
 	p := &e.p
 	p.data, p.mask = data, uint64(capacity-1)
 	p.head, p.tail = word64(ctl, offHead), word64(ctl, offTail)
 	p.hungry, p.block = word32(ctl, offHungry), word32(ctl, offBlocked)
-	p.pos = p.head.Load() // both ends start where the region stands
+	p.pos = p.head.Load() // both ends start where the slot stands
 	p.shown = p.pos
 	p.limit = p.pos
 	p.ready, p.soon = e.room, e.roomSoon
@@ -638,10 +613,10 @@ func (e *End) Shut() {
 
 // Close shuts the end and leaves its memory, which is the slab's. Nobody may use it any more, or be using it.
 func (e *End) Close() error {
-	if e.mem == nil {
+	if e.closed {
 		return nil
 	}
 	e.Shut()
-	e.mem = nil
+	e.closed = true
 	return nil
 }

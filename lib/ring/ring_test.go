@@ -186,12 +186,14 @@ func TestHostile(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer e.Close()
-	m, err := unix.Mmap(p.share.memory, SlotOffset(p.slot, MinCapacity), int(RegionSize(MinCapacity)), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	all, err := unix.Mmap(p.share.memory, 0, int(SlabSize(MinCapacity)), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Munmap(m)
-	control := []int{offRing + offTail, offRing + 1024 + offHead, offRing + offHungry, offRing + offBlocked, offRing + 1024 + offHungry}
+	defer unix.Munmap(all)
+	m := all[ctlOffset(p.slot):][:ctlSize]
+	data := all[dataOffset(p.slot, MinCapacity):]
+	control := []int{offRing + offTail, offRing + ringStride + offHead, offRing + offHungry, offRing + offBlocked, offRing + ringStride + offHungry}
 	r := rand.New(rand.NewPCG(1, 2))
 	buf := make([]byte, MinCapacity)
 	corrupt, read := 0, 0
@@ -208,10 +210,10 @@ func TestHostile(t *testing.T) {
 			binary.NativeEndian.PutUint64(m[off:], v)
 		case 1: // make what the end believes true again
 			binary.NativeEndian.PutUint64(m[offRing+offTail:], e.p.pos)
-			binary.NativeEndian.PutUint64(m[offRing+1024+offHead:], e.c.pos+uint64(r.IntN(513))*8)
+			binary.NativeEndian.PutUint64(m[offRing+ringStride+offHead:], e.c.pos+uint64(r.IntN(513))*8)
 		case 2: // a length
 			v := []uint64{wrapMark, uint64(r.IntN(5000)), r.Uint64(), 0, 1 << 31, 1<<64 - 1}[r.IntN(6)]
-			binary.NativeEndian.PutUint64(m[page+MinCapacity+8*r.IntN(MinCapacity/8):], v)
+			binary.NativeEndian.PutUint64(data[MinCapacity+8*r.IntN(MinCapacity/8):], v)
 		case 3:
 			err = e.Write(buf[:r.IntN(e.MaxMessage()+1)])
 		case 4:

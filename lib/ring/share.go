@@ -83,7 +83,7 @@ func (s *Share) Take() (slot uint32, err error) {
 	default:
 		return 0, o7serr.Wrap(o7serr.EAGAIN, "all %d slots of the slab are in use", SlabSlots)
 	}
-	if err := Format(s.memory, SlotOffset(slot, s.Capacity), s.Capacity); err != nil {
+	if err := Format(s.memory, slot, s.Capacity); err != nil {
 		s.free = append(s.free, slot)
 		return 0, fmt.Errorf("format rings: %w", err)
 	}

@@ -1,6 +1,7 @@
 package ring
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -22,19 +23,25 @@ import (
 //	page 0   magic, capacity, number of slots
 //	page 1   door of side 0: what side 1 rang for
 //	page 2   door of side 1
-//	slots    RegionSize(capacity) each, see Format
+//	control  ctlSize for each slot, see ring.go
+//	data     two areas of the capacity for each slot
 //
 // The memory is as large as all slots, but takes only what is touched: a slot
-// that carries little, three pages.
+// that carries little, a page of each area and its part of a control page, of
+// which six slots have one.
 const (
 	slabMagic  = 0x6f377362 // "o7sb"
 	slabHeader = 3 * page
+	slabData   = slabHeader + SlabSlots*ctlSize // a multiple of the page size
 
 	offSlots = 16
 
+	// In a door. What a single ring touches is in one cache line: a ring that
+	// finds the mailbox in use sets a bit.
 	doorSleeps  = 0   // 32 bits: the side is asleep, or about to be; whoever takes it rings the bell
-	doorSummary = 128 // a bit for each word of the bitmap that is not 0
-	doorBits    = 256 // a bit for each slot
+	doorMail    = 4   // 32 bits: the number of a slot, plus 1
+	doorSummary = 8   // a bit for each word of the bitmap that is not 0
+	doorBits    = 128 // a bit for each slot
 
 	// SlabSlots is how many slots a slab has: the flows that one process may
 	// have.
@@ -42,17 +49,18 @@ const (
 )
 
 // SlabSize is the number of bytes of a slab whose rings have the given capacity.
-func SlabSize(capacity int) int64 { return slabHeader + SlabSlots*RegionSize(capacity) }
+func SlabSize(capacity int) int64 { return slabData + SlabSlots*2*int64(capacity) }
 
-// SlotOffset is where the region of a slot starts.
-func SlotOffset(slot uint32, capacity int) int64 {
-	return slabHeader + int64(slot)*RegionSize(capacity)
-}
+// ctlOffset is where the control words of a slot are.
+func ctlOffset(slot uint32) int64 { return slabHeader + int64(slot)*ctlSize }
+
+// dataOffset is where the first area of a slot is.
+func dataOffset(slot uint32, capacity int) int64 { return slabData + int64(slot)*2*int64(capacity) }
 
 // NewSlab makes the memory of a slab. The caller closes the descriptor;
 // mappings live on.
 func NewSlab(capacity int) (fd int, err error) {
-	if _, err := capacityOf(RegionSize(capacity)); err != nil {
+	if !validCapacity(uint64(capacity)) {
 		return -1, fmt.Errorf("capacity %d: not a power of two between %d and %d", capacity, MinCapacity, MaxCapacity)
 	}
 	if fd, err = NewMemory(SlabSize(capacity)); err != nil {
@@ -69,10 +77,23 @@ func NewSlab(capacity int) (fd int, err error) {
 	return fd, unix.Munmap(m)
 }
 
-// FreeSlot gives the memory of a slot back to the system. The next user finds
-// zeros, and Formats it.
+func validCapacity(c uint64) bool {
+	return c >= MinCapacity && c <= MaxCapacity && bits.OnesCount64(c) == 1
+}
+
+// Format writes the control words of a slot for a fresh pair of rings. Whoever
+// gives the slots away does it, before either end is opened.
+func Format(fd int, slot uint32, capacity int) error {
+	var ctl [ctlSize]byte
+	binary.NativeEndian.PutUint32(ctl[offMagic:], magic)
+	binary.NativeEndian.PutUint64(ctl[offCapacity:], uint64(capacity))
+	_, err := unix.Pwrite(fd, ctl[:], ctlOffset(slot))
+	return err
+}
+
+// FreeSlot gives the memory of a slot's data back to the system.
 func FreeSlot(fd int, slot uint32, capacity int) error {
-	return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, SlotOffset(slot, capacity), RegionSize(capacity))
+	return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, dataOffset(slot, capacity), 2*int64(capacity))
 }
 
 // Slab is one side's view of a slab.
@@ -110,8 +131,8 @@ func openSlab(fd, side int) (*Slab, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, err
 	}
-	capacity, err := capacityOf((st.Size - slabHeader) / SlabSlots)
-	if err != nil || SlabSize(capacity) != st.Size {
+	capacity := int((st.Size - slabData) / (2 * SlabSlots))
+	if st.Size < slabData || !validCapacity(uint64(capacity)) || SlabSize(capacity) != st.Size {
 		return nil, fmt.Errorf("%d bytes are no slab of rings", st.Size)
 	}
 	m, err := unix.Mmap(fd, 0, int(st.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_NORESERVE)
@@ -138,15 +159,21 @@ func (s *Slab) Open(slot uint32, w Waiter, c Config) (*End, error) {
 	if slot >= SlabSlots {
 		return nil, fmt.Errorf("slab has no slot %d", slot)
 	}
-	off, size := SlotOffset(slot, s.capacity), RegionSize(s.capacity)
+	ctl := ctlOffset(slot)
+	var areas [2][]byte
+	for i := range areas {
+		off := dataOffset(slot, s.capacity) + int64(i*s.capacity)
+		areas[i] = s.mem[off : off+int64(s.capacity) : off+int64(s.capacity)]
+	}
 	b := bell{door: &s.peer, slot: slot, fd: s.bell}
-	return attach(s.mem[off:off+size:off+size], s.capacity, s.side, w, b, c)
+	return attach(s.mem[ctl:ctl+ctlSize:ctl+ctlSize], areas, s.side, w, b, c)
 }
 
 // door is where one side finds what the other rang for. Bits that the other
 // side sets without reason cost a look, no more.
 type door struct {
 	sleeps  *atomic.Uint32
+	mail    *atomic.Uint32
 	summary []uint64
 	bits    []uint64
 }
@@ -155,20 +182,26 @@ func doorAt(m []byte, side int) door {
 	d := m[page*(1+side) : page*(2+side)]
 	return door{
 		sleeps:  word32(d, doorSleeps),
+		mail:    word32(d, doorMail),
 		summary: unsafe.Slice((*uint64)(unsafe.Pointer(&d[doorSummary])), SlabSlots/64/64),
 		bits:    unsafe.Slice((*uint64)(unsafe.Pointer(&d[doorBits])), SlabSlots/64),
 	}
 }
 
-// ring leaves a bit for the slot, and reports whether the bell has to be rung.
+// ring leaves a note for the slot, and reports whether the bell has to be rung.
 func (d *door) ring(slot uint32) bool {
-	orUint64(&d.bits[slot/64], 1<<(slot%64))
-	orUint64(&d.summary[slot/64/64], 1<<(slot/64%64))
+	if m := d.mail.Load(); m != slot+1 && (m != 0 || !d.mail.CompareAndSwap(0, slot+1)) {
+		orUint64(&d.bits[slot/64], 1<<(slot%64))
+		orUint64(&d.summary[slot/64/64], 1<<(slot/64%64))
+	}
 	return d.sleeps.Load() != 0 && d.sleeps.Swap(0) != 0
 }
 
-// some reports whether there may be bits.
+// some reports whether there may be notes.
 func (d *door) some() bool {
+	if d.mail.Load() != 0 {
+		return true
+	}
 	for i := range d.summary {
 		if atomic.LoadUint64(&d.summary[i]) != 0 {
 			return true
@@ -177,8 +210,13 @@ func (d *door) some() bool {
 	return false
 }
 
-// take removes the bits and calls f for the slot of each.
+// take removes the notes and calls f for the slot of each.
 func (d *door) take(f func(slot uint32)) {
+	if d.mail.Load() != 0 {
+		if slot := d.mail.Swap(0) - 1; slot < SlabSlots {
+			f(slot)
+		}
+	}
 	for i := range d.summary {
 		if atomic.LoadUint64(&d.summary[i]) == 0 {
 			continue
