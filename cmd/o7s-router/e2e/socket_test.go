@@ -81,6 +81,24 @@ func TestBadRequests(t *testing.T) {
 	pings := startPings(f, 5*time.Millisecond)
 	pid := n.daemonPID("h1")
 	n.must("h1", ipc.OpShow, ipc.ShowArgs{What: "layers"})
+	// The daemon makes another spare device for the one that the client took,
+	// in the background; its descriptors are not a leak.
+	eventually(t, 10*time.Second, func() error {
+		fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+		if err != nil {
+			return err
+		}
+		taps := 0
+		for _, fd := range fds {
+			if l, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, fd.Name())); l == "/dev/net/tun" {
+				taps++
+			}
+		}
+		if taps < 3 {
+			return fmt.Errorf("%d devices for programs, want the client's and two spare ones", taps)
+		}
+		return nil
+	})
 	before := count(t, pid, "fd")
 
 	for _, bad := range []string{
