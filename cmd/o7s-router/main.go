@@ -1,6 +1,6 @@
 // Command o7s-router is an Ouroboros node: the daemon, its management commands
 // and the tools, in one binary. It also serves under the names of the
-// reference's commands (irmd, irm, oping).
+// reference's commands (irmd, irm, oping, oecho, ocbr, operf, ovpn).
 package main
 
 import (
@@ -12,6 +12,7 @@ import (
 	"github.com/o7s/o7s-router/cmd/o7s-router/tools/oecho"
 	"github.com/o7s/o7s-router/cmd/o7s-router/tools/operf"
 	"github.com/o7s/o7s-router/cmd/o7s-router/tools/oping"
+	"github.com/o7s/o7s-router/cmd/o7s-router/tools/ovpn"
 	"github.com/o7s/o7s-router/cmd/o7s-router/tools/proxy"
 	"github.com/o7s/o7s-router/cmd/o7s-router/tools/run"
 )
@@ -23,6 +24,7 @@ func main() {
 		"oecho": oecho.Main,
 		"ocbr":  ocbr.Main,
 		"operf": operf.Main,
+		"ovpn":  ovpn.Main,
 		"run":   run.Main,
 		"proxy": proxy.Main,
 	} {

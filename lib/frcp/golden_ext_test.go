@@ -1,6 +1,8 @@
 package frcp
 
 import (
+	"encoding/binary"
+	"encoding/hex"
 	"strings"
 	"testing"
 
@@ -58,24 +60,62 @@ func TestWorkedBytesExt(t *testing.T) {
 		}
 	}
 
-	// The size of the path: a message of 1300 bytes is cut for packets of 1200,
-	// and a packet of 1496 asks whether such pass.
+	// The size of the path: ahead of the first large message goes a packet of
+	// 1496 bytes, which asks whether such pass, and a small one.
 	write(a, strings.Repeat("x", 1300))
-	first := poll(a, now)
-	if !strings.HasPrefix(first, "ef"+"c100ee"+"89abcdf3"+"00c0ffee"+"7878") || len(first) != 2*1200 {
-		t.Fatalf("first fragment: %d bytes, %.40s", len(first)/2, first)
-	}
-	last := poll(a, now)
-	if !strings.HasPrefix(last, "ad"+"c100ee"+"89abcdf4"+"00c0ffee"+"7878") || len(last) != 2*(HeaderLen+1300-1188) {
-		t.Fatalf("last fragment: %d bytes, %.40s", len(last)/2, last)
-	}
 	probe := poll(a, now)
-	if !strings.HasPrefix(probe, "8c"+"c100ee"+"00000000"+"00c0ffee"+"02"+"05c9"+"000005d8"+"0000") || len(probe) != 2*1496 {
+	if !strings.HasPrefix(probe, "80"+"000000"+"00000000"+"00000000"+"02"+"05c9"+"000005d8"+"0000") || len(probe) != 2*1496 {
 		t.Fatalf("probe: %d bytes, %.60s", len(probe)/2, probe)
 	}
+	small := check("check", a, "80 000000 00000000 00000000  02 0004 00000013")
+	whole := poll(a, now)
+	if !strings.HasPrefix(whole, "8f"+"c100ee"+"89abcdf3"+"00c0ffee"+"7878") || len(whole) != 2*1312 {
+		t.Fatalf("message: %d bytes, %.40s", len(whole)/2, whole)
+	}
 	b.Input(now, unhex(t, probe))
-	a.Input(now, check("answer to the probe", b, "8e abcef3 00c0ffee 89abcdf3  03 0004 000005d8"))
-	if a.fit() != 1484 {
-		t.Fatal(a.fit())
+	b.Input(now, small)
+	check("answers", b, "8e abcef3 00c0ffee 89abcdf3  03 0004 000005d8  03 0004 00000013")
+}
+
+// When the small one alone is answered, what is on the way goes in pieces.
+func TestWorkedPieces(t *testing.T) {
+	now := 1000 * second
+	a, b, _ := ourPair(t, qos.Data, 0)
+	if err := a.Write(now, []byte(strings.Repeat("x", 1300))); err != nil {
+		t.Fatal(err)
+	}
+	first := a.lwe
+	poll(a, now)
+	b.Input(now, unhex(t, poll(a, now)))
+	poll(a, now)
+	a.Input(now, unhex(t, poll(b, now)))
+	var pieces []string
+	for range 20 {
+		now += 100 * ms
+		for p := poll(a, now); p != ""; p = poll(a, now) {
+			if p[24:26] == "05" {
+				pieces = append(pieces, p)
+			}
+			if len(p) <= 2*pmtuBase {
+				b.Input(now, unhex(t, p))
+			}
+		}
+		if b.Readable() {
+			break
+		}
+		for p := poll(b, now); p != ""; p = poll(b, now) {
+			a.Input(now, unhex(t, p))
+		}
+	}
+	if len(read(t, b)) != 1300 || len(pieces) != 2 {
+		t.Fatalf("%d pieces", len(pieces))
+	}
+	seq := hex.EncodeToString(binary.BigEndian.AppendUint32(nil, first))
+	// number, length 1300, offset, DATA|EXT
+	if want := "05" + "0489" + seq + "0514" + "0000" + "81" + "7878"; !strings.HasPrefix(pieces[0][24:], want) {
+		t.Errorf("first piece %.60s, want %s", pieces[0][24:], want)
+	}
+	if want := "05" + "009d" + seq + "0514" + "0480" + "81" + "7878"; !strings.HasPrefix(pieces[1][24:], want) {
+		t.Errorf("second piece %.60s, want %s", pieces[1][24:], want)
 	}
 }

@@ -41,6 +41,10 @@ type Network interface {
 	Accept(ctx context.Context) (Flow, error)
 }
 
+// linger bounds how long a tool waits in the end until the peer has
+// acknowledged everything: one of the reference may be gone without a word.
+const linger = 3 * time.Second
+
 type library struct{ *o7s.Client }
 
 func (l library) Alloc(ctx context.Context, name string, q qos.Spec) (Flow, error) {
@@ -48,6 +52,7 @@ func (l library) Alloc(ctx context.Context, name string, q qos.Spec) (Flow, erro
 	if err != nil {
 		return nil, err
 	}
+	f.SetLinger(linger)
 	return f, nil
 }
 
@@ -56,6 +61,7 @@ func (l library) Accept(ctx context.Context) (Flow, error) {
 	if err != nil {
 		return nil, err
 	}
+	f.SetLinger(linger)
 	return f, nil
 }
 
@@ -142,6 +148,14 @@ func Reason(err error) error {
 		return errors.New("the other end closed the flow")
 	}
 	return err
+}
+
+// SplitHint is what more to tell who sent a message that f does not carry.
+func SplitHint(f Flow) string {
+	if f.QoS().InOrder == 0 {
+		return ", and -q data splits messages"
+	}
+	return ", as the other end does not put messages together"
 }
 
 // Silent reports whether err says that nothing came for too long.

@@ -27,18 +27,13 @@ func NewPacer(size int, rate float64, spin bool) *Pacer {
 	return p
 }
 
-// Due is how many packets are due at t.
-func (p *Pacer) Due(t time.Time) uint64 {
-	return uint64(float64(t.Sub(p.start))/p.gap) + 1
-}
-
-// Wait waits until packet n is due, or ctx ends, and returns the time. What is
-// due as ctx ends is not sent any more.
-func (p *Pacer) Wait(ctx context.Context, n uint64) (time.Time, error) {
+// Wait waits until packet n is due, or ctx ends, and returns how many packets
+// are due then, n included. What is due as ctx ends is not sent any more.
+func (p *Pacer) Wait(ctx context.Context, n uint64) (uint64, error) {
 	due := p.start.Add(time.Duration(float64(n) * p.gap))
 	if end, ok := ctx.Deadline(); ok && !due.Before(end) {
 		<-ctx.Done()
-		return time.Now(), ctx.Err()
+		return n, ctx.Err()
 	}
 	now := time.Now()
 	if early := due.Sub(now); !p.spin && early > 0 || early > spinFor {
@@ -50,7 +45,7 @@ func (p *Pacer) Wait(ctx context.Context, n uint64) (time.Time, error) {
 		case <-p.timer.C:
 		case <-ctx.Done():
 			p.timer.Stop()
-			return now, ctx.Err()
+			return n, ctx.Err()
 		}
 		now = time.Now()
 	}
@@ -58,5 +53,6 @@ func (p *Pacer) Wait(ctx context.Context, n uint64) (time.Time, error) {
 		runtime.Gosched()
 		now = time.Now()
 	}
-	return now, ctx.Err()
+	// The fraction of a nanosecond that due lacks must not hold n back.
+	return max(uint64(float64(now.Sub(p.start))/p.gap)+1, n+1), ctx.Err()
 }

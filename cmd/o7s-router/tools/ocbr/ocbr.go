@@ -178,9 +178,9 @@ func stream(ctx context.Context, f kit.Flow, o options) (sent uint64, err error)
 		if o.flood {
 			err = ctx.Err()
 		} else {
-			var now time.Time
-			now, err = pacer.Wait(ctx, sent)
-			due = int(min(pacer.Due(now)-sent, uint64(due)))
+			var all uint64
+			all, err = pacer.Wait(ctx, sent)
+			due = int(min(all-sent, uint64(due)))
 		}
 		if err != nil {
 			return sent, err
@@ -192,7 +192,7 @@ func stream(ctx context.Context, f kit.Flow, o options) (sent uint64, err error)
 		sent += uint64(n)
 		switch {
 		case errors.Is(err, o7serr.EMSGSIZE):
-			return sent, fmt.Errorf("%w; -s %d fits", err, f.MTU())
+			return sent, fmt.Errorf("%w; -s %d fits%s", err, f.MTU(), kit.SplitHint(f))
 		case err != nil && !(errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() != nil):
 			return sent, err
 		}

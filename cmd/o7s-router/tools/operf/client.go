@@ -40,6 +40,7 @@ type client struct {
 
 	hello chan struct{} // closed when a server of ours has reported
 	all   chan struct{} // closed when nothing more is to come
+	tasks sync.WaitGroup
 
 	mu        sync.Mutex // guards what follows
 	start     time.Time  // of sending
@@ -59,7 +60,6 @@ func measure(ctx context.Context, n kit.Network, o options, stdout, stderr io.Wr
 		fmt.Fprintln(stderr, kit.Explain("Failed to allocate flow", err))
 		return 1
 	}
-	defer f.Close()
 	now := time.Now()
 	c := &client{
 		o: o, f: f, clock: now, start: now, last: now, rtt: newHistogram(),
@@ -95,6 +95,9 @@ func measure(ctx context.Context, n kit.Network, o options, stdout, stderr io.Wr
 	} else {
 		r.print(text)
 	}
+	// Only now: it may take a while when the other end is gone.
+	f.Close()
+	c.tasks.Wait()
 	return status
 }
 
@@ -119,16 +122,13 @@ func (c *client) run(parent context.Context) (silent bool, err error) {
 		return false, err
 	}
 	ctx, cancel := context.WithCancelCause(parent)
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer c.f.Close() // ends the reader
 	defer cancel(nil)
-	wg.Go(func() {
+	c.tasks.Go(func() { // until the flow is closed
 		if err := c.receive(); err != nil {
 			cancel(err)
 		}
 	})
-	wg.Go(func() { c.progress(ctx) })
+	c.tasks.Go(func() { c.progress(ctx) })
 
 	w := uint32(confUni | confOurs)
 	if c.o.bi {
@@ -205,11 +205,11 @@ func (c *client) send(ctx context.Context) error {
 				return err
 			}
 		} else {
-			now, err := pacer.Wait(ctx, sent)
+			all, err := pacer.Wait(ctx, sent)
 			if err != nil {
 				return err
 			}
-			due = int(min(pacer.Due(now)-sent, uint64(n)))
+			due = int(min(all-sent, uint64(n)))
 		}
 		for i, p := range packets[:due] {
 			binary.NativeEndian.PutUint32(p, uint32(sent)+uint32(i))
@@ -224,7 +224,7 @@ func (c *client) send(ctx context.Context) error {
 		if err != nil {
 			c.sent.Store(sent)
 			if errors.Is(err, o7serr.EMSGSIZE) {
-				err = fmt.Errorf("%w; -s %d fits, or try -q data, which splits messages", err, c.f.MTU())
+				err = fmt.Errorf("%w; -s %d fits%s", err, c.f.MTU(), kit.SplitHint(c.f))
 			}
 			return err
 		}
@@ -386,11 +386,12 @@ func (c *client) progress(ctx context.Context) {
 				}
 			}
 			i.Received = got - min(received, got)
-			i.Bandwidth = float64(gotBytes-min(bytes, gotBytes)) * 8 / (i.End - i.Start)
+			d := time.Duration((i.End - i.Start) * 1e9)
+			i.Bandwidth = mega(gotBytes-min(bytes, gotBytes), d) * 1e6
 			if !c.o.bi && c.server == nil {
-				i.Bandwidth = float64(i.Transmitted) * float64(c.o.size) * 8 / (i.End - i.Start)
+				i.Bandwidth = mega(i.Transmitted*uint64(c.o.size), d) * 1e6
 			}
-			if c.stopped.IsZero() && i.Transmitted > 0 {
+			if c.stopped.IsZero() && i.Transmitted > 0 && i.End > i.Start {
 				c.intervals = append(c.intervals, i)
 				if c.show != nil {
 					fmt.Fprintln(c.show, i.line(c.o.bi, c.rtt))

@@ -9,7 +9,7 @@ import (
 // The configuration word. To the reference 1 is a bidirectional test and all
 // else a unidirectional one, which leaves room for more between our own ends. A
 // client of a unidirectional test sets confOurs and gets from a server of ours,
-// and from no other, a report: one at once, which says what the server is, one
+// and from no other, a report: one at once, which says what the server is, some
 // each second, and one for each word with confEnd, which the client sends to a
 // server of ours only. A report is a JSON object.
 const (

@@ -19,7 +19,7 @@ import (
 
 const (
 	maxFlows    = 256
-	reportEvery = time.Second
+	reportEvery = 200 * time.Millisecond
 )
 
 func serve(ctx context.Context, n kit.Network, o options, stdout, stderr io.Writer) int {

@@ -22,7 +22,8 @@ import (
 // Pipe is one end of a flow in memory.
 type Pipe struct {
 	Spec qos.Spec
-	Max  int // longest message
+	Max  int                 // longest message
+	Drop func(m []byte) bool // loses a message that is written; nil: none
 
 	fd     int
 	in     <-chan []byte
@@ -169,6 +170,9 @@ func (p *Pipe) ReadBatch(bufs [][]byte, sizes []int) (int, error) {
 func (p *Pipe) Write(b []byte) (n int, err error) {
 	if len(b) > p.Max {
 		return 0, fmt.Errorf("message of %d bytes on a flow that carries %d: %w", len(b), p.Max, o7serr.EMSGSIZE)
+	}
+	if p.Drop != nil && p.Drop(b) {
+		return len(b), nil
 	}
 	b = bytes.Clone(b)
 	err = p.wait(1, func(expired <-chan time.Time, moved <-chan struct{}) (bool, error) {
