@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -260,6 +262,15 @@ func TestSurvival(t *testing.T) {
 			})
 			step("router killed", 15*time.Second, func() {
 				n.endDaemon("h2", syscall.SIGKILL)
+				n.restart("h2")
+				n.router()
+			})
+			// As a reference node, which tells nobody.
+			step("router killed, and its notes lost", 30*time.Second, func() {
+				n.endDaemon("h2", syscall.SIGKILL)
+				if err := os.RemoveAll(filepath.Join(n.RunDir("h2"), "flows")); err != nil {
+					t.Fatal(err)
+				}
 				n.restart("h2")
 				n.router()
 			})
