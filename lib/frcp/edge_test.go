@@ -242,6 +242,18 @@ func TestNoAllocationsWithLosses(t *testing.T) {
 	}
 }
 
+// The same with messages of 32 KiB, in 23 fragments.
+func BenchmarkTransferMessages(b *testing.B) {
+	x, y, w := ourPair(b, qos.Data, 0)
+	msg, buf := make([]byte, 32<<10), make([]byte, 64<<10)
+	now := w.now
+	b.SetBytes(int64(len(msg)))
+	b.ReportAllocs()
+	for b.Loop() {
+		roundTrip(&now, x, y, 1, msg, buf)
+	}
+}
+
 // The core alone: 32 packets of 1400 bytes there, the acknowledgements back.
 func BenchmarkTransfer(b *testing.B) {
 	for _, m := range []struct {
