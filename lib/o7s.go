@@ -310,7 +310,13 @@ func (c *Client) get(ctx context.Context, op ipc.Op, args any) (*Flow, error) {
 		return nil, timedOut(err)
 	}
 	var f *Flow
-	err = s.ipc.Do(ctx, op, args, func(r ipc.Reply, fds []int) (err error) {
+	do := s.ipc.Do
+	if op == ipc.OpAccept {
+		// A flow that comes while the accept is withdrawn is somebody else's, or
+		// refused.
+		do = s.ipc.DoAll
+	}
+	err = do(ctx, op, args, func(r ipc.Reply, fds []int) (err error) {
 		f, err = s.open(r, fds)
 		return err
 	})

@@ -44,7 +44,7 @@ func newSession(ctx context.Context, o Options) (*session, error) {
 	s := &session{prog: o.Prog, flows: map[uint32]*Flow{}, spec: o.FRCPSpec}
 	s.alive.session = s
 	s.tender.hub = s.desk.Hub
-	c, err := ipc.Dialer{RunDir: o.RunDir, OnEvent: s.event, OnDown: s.down}.Dial(ctx)
+	c, err := ipc.Dialer{RunDir: o.RunDir, OnEvent: s.event, OnLate: s.late, OnDown: s.down}.Dial(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -83,6 +83,16 @@ func (s *session) open(r ipc.Reply, fds []int) (*Flow, error) {
 	f.fd = s.takeFD(f)
 	s.alive.add(f)
 	return f, nil
+}
+
+// late takes a flow that nobody waits for any more, for the descriptors with it
+// that other flows need, too: the daemon sends those once.
+func (s *session) late(r ipc.Reply, fds []int) error {
+	f, err := s.open(r, fds)
+	if err == nil {
+		refuse(f)
+	}
+	return err
 }
 
 // path opens the way of the packets, up to what the program sees of it. On an

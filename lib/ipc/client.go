@@ -35,6 +35,7 @@ type Client struct {
 	conn    *Conn
 	path    string
 	onEvent func(FlowEvent)
+	onLate  func(Reply, []int) error
 	onDown  func(error)
 	done    chan struct{} // closed when the reader is gone
 
@@ -71,6 +72,11 @@ type Dialer struct {
 	// replies arrived, from the goroutine that reads the connection: it must
 	// not block, and must not wait for a call on the same client.
 	OnEvent func(FlowEvent)
+	// OnLate is called for a flow whose caller had given up when it came, and
+	// that has descriptors: there may be some among them that later flows need,
+	// too. The flow and the descriptors are the callee's, to release, unless it
+	// returns an error. It has the restrictions of OnEvent. nil: all is released.
+	OnLate func(Reply, []int) error
 	// OnDown is called once when the connection ends, unless Close ended it.
 	OnDown func(error)
 }
@@ -91,7 +97,7 @@ func (d Dialer) Dial(ctx context.Context) (*Client, error) {
 		return nil, unreachable(path, err)
 	}
 	c := &Client{
-		conn: conn, path: path, onEvent: d.OnEvent, onDown: d.OnDown,
+		conn: conn, path: path, onEvent: d.OnEvent, onLate: d.OnLate, onDown: d.OnDown,
 		done: make(chan struct{}), calls: make(map[uint64]*call),
 	}
 	go c.read()
@@ -193,6 +199,27 @@ func (c *Client) Do(ctx context.Context, op Op, args any, handle func(Reply, []i
 	return ctx.Err()
 }
 
+// DoAll is Do, except that when ctx ends it cancels the request and waits for
+// what the daemon says: either that it is cancelled, or what came meanwhile.
+func (c *Client) DoAll(ctx context.Context, op Op, args any, handle func(Reply, []int) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	cl := &call{op: op, handle: handle, ready: make(chan struct{})}
+	id, err := c.start(cl, args)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-cl.ready:
+		return cl.err
+	case <-ctx.Done():
+	}
+	c.forget(OpCancel, CancelArgs{ID: id})
+	<-cl.ready
+	return cl.err
+}
+
 // start registers and sends a request.
 func (c *Client) start(cl *call, args any) (uint64, error) {
 	raw, err := json.Marshal(args)
@@ -287,8 +314,10 @@ func (c *Client) reply(r Reply, fds []int) {
 		CloseFDs(fds)
 		cl.finish(err)
 	case cl.left:
-		CloseFDs(fds)
-		c.undo(cl.op, r)
+		if len(fds) == 0 || c.onLate == nil || c.onLate(r, fds) != nil {
+			CloseFDs(fds)
+			c.undo(cl.op, r)
+		}
 	default:
 		if err = cl.handle(r, fds); err != nil {
 			CloseFDs(fds)

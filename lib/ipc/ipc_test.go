@@ -249,6 +249,57 @@ func TestCancel(t *testing.T) {
 	}
 }
 
+// What comes for a caller that has given up goes to OnLate; DoAll does not give
+// up, but gets what the daemon says.
+func TestLate(t *testing.T) {
+	got := make(chan Request, 10)
+	dir := daemon(t, func(c *Conn) {
+		for {
+			first, err := c.RecvRequest()
+			if err != nil {
+				return
+			}
+			cancel, err := c.RecvRequest()
+			if err != nil {
+				return
+			}
+			got <- cancel
+			c.Reply(first.ID, FlowResult{Flow: 7}, nil, 0)
+		}
+	})
+	late := make(chan int, 1)
+	c := client(t, Dialer{RunDir: dir, OnLate: func(r Reply, fds []int) error {
+		CloseFDs(fds)
+		late <- len(fds)
+		return nil
+	}})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	if _, err := c.Call(ctx, OpAlloc, AllocArgs{}, nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("got %v", err)
+	}
+	if n := <-late; n != 1 {
+		t.Errorf("%d descriptors", n)
+	}
+	if r := <-got; r.Op != OpCancel {
+		t.Errorf("the daemon got %s", r.Op)
+	}
+	ctx2, cancel2 := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel2()
+	var flow string
+	err := c.DoAll(ctx2, OpAccept, AcceptArgs{}, func(r Reply, fds []int) error {
+		CloseFDs(fds)
+		flow = string(r.Result)
+		return nil
+	})
+	if err != nil || !strings.Contains(flow, `"flow":7`) {
+		t.Errorf("%q, %v", flow, err)
+	}
+	if r := <-got; r.Op != OpCancel {
+		t.Errorf("the daemon got %s", r.Op)
+	}
+}
+
 func TestDaemonDies(t *testing.T) {
 	dir := daemon(t, func(c *Conn) { c.RecvRequest() }) // closes after the first request
 	down := make(chan error, 1)
