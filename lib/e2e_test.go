@@ -458,7 +458,8 @@ func TestOrderedFlowAllocatesNothing(t *testing.T) {
 	for range 20 {
 		round() // queues and pools grow
 	}
-	if n := testing.AllocsPerRun(50, round); n >= 25 {
+	// A collection may empty the pools meanwhile.
+	if n := testing.AllocsPerRun(50, round); n >= 5 {
 		t.Errorf("%.0f allocations for 50 messages", n)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"log"
 	"net"
 	"os"
+	"syscall"
 	"time"
 
 	o7s "github.com/o7s/o7s-router/lib"
@@ -57,6 +58,69 @@ func Example() {
 	// 3 bytes: one
 	// 3 bytes: two
 	// 5 bytes: three
+}
+
+// A server of many clients with one goroutine for all of them: it waits for the
+// events of a set, and its reads do not wait.
+func ExampleSet() {
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	set := o7s.NewSet()
+	defer set.Close()
+
+	go func() { // new flows go into the set
+		for {
+			f, err := o7s.Accept(ctx)
+			if err != nil {
+				return
+			}
+			f.SetFlags(f.Flags() | o7s.RNOBLOCK)
+			if err := set.Add(f); err != nil {
+				f.Close()
+			}
+		}
+	}()
+	go func() {
+		events := make([]o7s.SetEvent, 64)
+		buf := make([]byte, 1500)
+		for {
+			n, err := set.Wait(events, -1)
+			if err != nil {
+				return // net.ErrClosed
+			}
+			for _, e := range events[:n] {
+				for {
+					n, err := e.Flow.Read(buf)
+					if errors.Is(err, syscall.EAGAIN) {
+						break // that was all
+					}
+					if err != nil { // io.EOF: the client is done
+						e.Flow.Close() // also takes it out of the set
+						break
+					}
+					fmt.Fprintf(e.Flow, "hello, %s", buf[:n])
+				}
+			}
+		}
+	}()
+
+	for _, who := range []string{"Ann", "Bob"} {
+		f, err := o7s.Alloc(ctx, "many.example", &qos.Data)
+		if err != nil {
+			log.Fatal(err)
+		}
+		defer f.Close()
+		fmt.Fprint(f, who)
+		buf := make([]byte, 1500)
+		n, err := f.Read(buf)
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Printf("%s\n", buf[:n])
+	}
+	// Output:
+	// hello, Ann
+	// hello, Bob
 }
 
 // An echo server for streams, which is what one for TCP looks like, and its

@@ -31,6 +31,20 @@
 // NewConn makes a stream of a flow that is there. Both ends of a flow have to
 // agree whether it is one: nothing on the wire tells.
 //
+// # Many flows
+//
+// A goroutine for each flow is the simple way. A Set is the other one: a single
+// goroutine waits for the events of thousands of flows, at the cost of one (spec
+// 33 §8):
+//
+//	s := o7s.NewSet()
+//	s.Add(f)
+//	n, err := s.Wait(events, -1)     // events[:n]: which flow, and what happened
+//
+// EventPacket says that a flow has a message. Flows in a set are best read with
+// RNOBLOCK (Flow.SetFlags), until syscall.EAGAIN: then no flow can hold up the
+// others. See the example of Set.
+//
 // # Quality of service
 //
 // The qos.Spec of an allocation chooses what happens between the two ends

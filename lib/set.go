@@ -286,7 +286,9 @@ func (s *Set) Wait(evs []SetEvent, d time.Duration) (int, error) {
 			continue
 		}
 		if s.spin.Spin(start, func() bool { return s.soon(ses, hub) }) {
-			s.look(ses, hub, sl)
+			if !s.pending.Load() { // else looking again only costs a system call
+				s.look(ses, hub, sl)
+			}
 			continue
 		}
 		sl.SetDeadline(until)

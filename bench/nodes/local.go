@@ -81,12 +81,12 @@ func (c Config) local(ctx context.Context, names []string) ([]row.Row, func(), e
 		case socket1500:
 			network, size = stream.Unix, 1500
 		}
-		s := &series{measure: func(ctx context.Context) (stream.Transfer, error) {
+		s := &series[stream.Transfer]{measure: func(ctx context.Context) (stream.Transfer, error) {
 			return transfer(ctx, l, network, stream.Size{Total: size * localMessages[n], Message: size})
 		}}
 		r.Unit = "Mmsg/s"
 		r.Measure = s.row(func(t stream.Transfer) float64 { return float64(t.Receiver.Messages) / t.Receiver.Seconds / 1e6 })
-		r.Note = s.allocs("message", func(t stream.Transfer) int64 { return t.Receiver.Messages })
+		r.Note = s.note(allocs("message", func(t stream.Transfer) int64 { return t.Receiver.Messages }))
 		rows = append(rows, r)
 	}
 	return rows, down.all, nil

@@ -52,7 +52,7 @@ func Groups(c Config) []row.Group {
 		{Name: "link cut", Rounds: 3, Setup: c.cut, Rows: []string{cutLFA, cutLS}},
 		{Name: "boot", Rounds: 5, Setup: c.boot, Rows: []string{boot, memory}},
 		{Name: "local flows", Rounds: localRounds, Setup: c.local, Rows: []string{localRTT, socketRTT, local64, socket64, local1500, socket1500}},
-		{Name: "idle flows", Rounds: 1, Setup: c.idle, Rows: []string{idleLocal, idleUnicast}},
+		{Name: "idle flows", Rounds: 1, Setup: c.idle, Rows: idleRows()},
 	}, reliableGroups(c)...)
 }
 

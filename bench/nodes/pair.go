@@ -136,13 +136,13 @@ func profiled(name string, command ...string) []string {
 
 // series is a measurement that several rows look at: each of them gets that of
 // the same round, whichever is first.
-type series struct {
-	measure func(ctx context.Context) (stream.Transfer, error)
-	done    []stream.Transfer
+type series[T any] struct {
+	measure func(ctx context.Context) (T, error)
+	done    []T
 }
 
 // row returns the Measure function of one of the rows.
-func (s *series) row(value func(stream.Transfer) float64) func(context.Context) (float64, error) {
+func (s *series[T]) row(value func(T) float64) func(context.Context) (float64, error) {
 	round := 0
 	return func(ctx context.Context) (float64, error) {
 		if round == len(s.done) {
@@ -157,13 +157,19 @@ func (s *series) row(value func(stream.Transfer) float64) func(context.Context) 
 	}
 }
 
-// allocs is a note on the heap objects of both ends for each of n things.
-func (s *series) allocs(what string, n func(stream.Transfer) int64) func() string {
+// note is a row's note on the last round.
+func (s *series[T]) note(text func(T) string) func() string {
 	return func() string {
 		if len(s.done) == 0 {
 			return ""
 		}
-		t := s.done[len(s.done)-1]
+		return text(s.done[len(s.done)-1])
+	}
+}
+
+// allocs is a note on the heap objects of both ends for each of n things.
+func allocs(what string, n func(stream.Transfer) int64) func(stream.Transfer) string {
+	return func(t stream.Transfer) string {
 		k := float64(n(t))
 		return fmt.Sprintf("heap objects for each %s: %.4f at the sender, %.4f at the receiver", what,
 			float64(t.Sender.Allocs)/k, float64(t.Receiver.Allocs)/k)

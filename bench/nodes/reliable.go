@@ -61,7 +61,7 @@ func (c Config) clean(ctx context.Context, names []string) ([]row.Row, func(), e
 		down.all()
 		return nil, nil, err
 	}
-	of := map[string]*series{
+	of := map[string]*series[stream.Transfer]{
 		stream.Data: {measure: func(ctx context.Context) (stream.Transfer, error) {
 			return withDaemons(ctx, flows, stream.Data, goodputSize)
 		}},
@@ -72,7 +72,7 @@ func (c Config) clean(ctx context.Context, names []string) ([]row.Row, func(), e
 	for _, n := range names {
 		r := row.Row{Name: n, Unit: "Gbit/s"}
 		value := func(t stream.Transfer) float64 { return megabits(t) / 1000 }
-		var s *series
+		var s *series[stream.Transfer]
 		switch n {
 		case goodput:
 			s, r.RatioTo = of[stream.Data], quicGoodput
@@ -89,10 +89,10 @@ func (c Config) clean(ctx context.Context, names []string) ([]row.Row, func(), e
 		r.Measure = s.row(value)
 		if n == goodput || n == quicGoodput || n == tcpGoodput {
 			// Packets, not messages: a message is many of them.
-			heap := s.allocs("packet of 1448 bytes", func(t stream.Transfer) int64 { return t.Receiver.Bytes / 1448 })
-			r.Note = heap
+			heap := allocs("packet of 1448 bytes", func(t stream.Transfer) int64 { return t.Receiver.Bytes / 1448 })
+			r.Note = s.note(heap)
 			if n == goodput {
-				r.Note = func() string { return heap() + "; " + repeated(s.done[len(s.done)-1]) }
+				r.Note = s.note(func(t stream.Transfer) string { return heap(t) + "; " + repeated(t) })
 			}
 		}
 		rows = append(rows, r)

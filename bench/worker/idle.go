@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -18,10 +20,12 @@ import (
 
 // Idle is what a program with many idle flows takes.
 type Idle struct {
-	Flows    int     `json:"flows"`
-	Before   Memory  `json:"before"` // connected, without flows
-	Memory   Memory  `json:"memory"`
-	Own, Set float64 // median round trips, us: of a flow that is read, of one that is waited for in a set of all
+	Flows  int     `json:"flows"`
+	Took   float64 `json:"took_s"` // for their allocation
+	Before Memory  `json:"before"` // connected, without flows
+	Memory Memory  `json:"memory"`
+	Own    float64 `json:"own_us"` // median round trip of a flow that is read
+	Set    float64 `json:"set_us"` // the same of one that is waited for in a set of all
 }
 
 // Memory is what is resident of a process, in KiB.
@@ -71,7 +75,8 @@ func settled() (Memory, error) {
 // allocating is how many allocations are under way at once.
 const allocating = 16
 
-// idle allocates many flows to a name and looks at what they take.
+// idle allocates many flows to a name and looks at what they take: memory, and
+// time when one of them gets a message.
 func idle(ctx context.Context, network, to string, count int) (Idle, error) {
 	r := Idle{Flows: count}
 	spec := qos.Raw
@@ -87,30 +92,96 @@ func idle(ctx context.Context, network, to string, count int) (Idle, error) {
 	if r.Before, err = settled(); err != nil {
 		return r, err
 	}
+	start := time.Now()
 	flows := make([]*o7s.Flow, count)
+	// The first is there before the others: hold answers on it.
+	if flows[0], err = c.Alloc(ctx, to, &spec); err != nil {
+		return r, err
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(allocating)
-	for i := range flows {
+	for i := range flows[1:] {
 		g.Go(func() error {
 			if gctx.Err() != nil {
 				return gctx.Err()
 			}
 			f, err := c.Alloc(gctx, to, &spec)
 			if err != nil {
-				return fmt.Errorf("flow %d: %w", i, err)
+				return fmt.Errorf("flow %d: %w", i+1, err)
 			}
-			flows[i] = f
+			flows[i+1] = f
 			return nil
 		})
 	}
 	if err := g.Wait(); err != nil {
 		return r, err
 	}
-	r.Memory, err = settled()
+	r.Took = time.Since(start).Seconds()
+	if r.Memory, err = settled(); err != nil {
+		return r, err
+	}
+	r.Own, r.Set, err = waits(flows)
 	return r, err
 }
 
-// hold accepts flows and keeps them.
+// waits returns the median round trips of flows[0], in microseconds: when a
+// goroutine reads it, and when one waits for all flows in a set. The two take
+// turns, because what a round trip takes changes with the machine.
+func waits(flows []*o7s.Flow) (own, all float64, err error) {
+	const (
+		turns = 5
+		turn  = 200 * time.Millisecond
+	)
+	set := o7s.NewSet()
+	defer set.Close()
+	for _, f := range flows[1:] {
+		if err := set.Add(f); err != nil {
+			return 0, 0, err
+		}
+	}
+	var owns, alls []float64
+	for range turns {
+		p, err := ping(flows[0], 0, turn)
+		if err != nil {
+			return 0, 0, fmt.Errorf("reading: %w", err)
+		}
+		owns = append(owns, p.Median)
+		if err := set.Add(flows[0]); err != nil {
+			return 0, 0, err
+		}
+		if p, err = ping(&waited{Flow: flows[0], set: set}, 0, turn); err != nil {
+			return 0, 0, fmt.Errorf("waiting: %w", err)
+		}
+		set.Del(flows[0])
+		alls = append(alls, p.Median)
+	}
+	slices.Sort(owns)
+	slices.Sort(alls)
+	return owns[turns/2], alls[turns/2], nil
+}
+
+// waited is a flow whose messages are waited for in its set.
+type waited struct {
+	*o7s.Flow
+	set *o7s.Set
+	evs [16]o7s.SetEvent
+}
+
+func (w *waited) Read(b []byte) (int, error) {
+	for {
+		n, err := w.set.Wait(w.evs[:], lost)
+		if err != nil {
+			return 0, err
+		}
+		for _, e := range w.evs[:n] {
+			if e.Event == o7s.EventPacket && e.Flow == w.Flow {
+				return w.Flow.Read(b)
+			}
+		}
+	}
+}
+
+// hold accepts flows and keeps them. It answers on the first.
 func hold(ctx context.Context) error {
 	var flows []*o7s.Flow
 	for {
@@ -121,6 +192,8 @@ func hold(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		flows = append(flows, f)
+		if flows = append(flows, f); len(flows) == 1 {
+			go answer(f)
+		}
 	}
 }

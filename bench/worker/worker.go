@@ -193,19 +193,22 @@ func echo(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		go func() {
-			defer f.Close()
-			buf := make([]byte, 2048)
-			for {
-				n, err := f.Read(buf)
-				if err != nil {
-					return
-				}
-				if _, err := f.Write(buf[:n]); err != nil {
-					return
-				}
-			}
-		}()
+		go answer(f)
+	}
+}
+
+// answer sends every message of a flow back.
+func answer(f *o7s.Flow) {
+	defer f.Close()
+	buf := make([]byte, 2048)
+	for {
+		n, err := f.Read(buf)
+		if err != nil {
+			return
+		}
+		if _, err := f.Write(buf[:n]); err != nil {
+			return
+		}
 	}
 }
 

@@ -231,6 +231,13 @@ func (a *Allocator) Reissue(now time.Time, eid, dst uint64, data []byte) (uint64
 	return f.eid, nil
 }
 
+// Pending reports whether the request of eid has no reply. A reply that was
+// received counts before its event was drained.
+func (a *Allocator) Pending(eid uint64) bool {
+	f := a.Lookup(eid)
+	return f != nil && f.state == requesting
+}
+
 // abandon frees a pending request; a late acceptance will be answered with a
 // deallocation, so that the peer need not wait for a time-out.
 func (a *Allocator) abandon(now time.Time, f *Flow) {

@@ -65,6 +65,16 @@ type FastPathInfo struct {
 	Kernel bool       `json:"kernel"`           // packets are forwarded in the kernel
 	Reason string     `json:"reason,omitempty"` // why not
 	Ports  []PortInfo `json:"ports"`
+	// Slow are the data-transfer adjacencies on which user space forwards.
+	Slow []SlowInfo `json:"user_space,omitempty"`
+}
+
+// SlowInfo is a data-transfer adjacency on which user space forwards.
+type SlowInfo struct {
+	IPCP    string `json:"ipcp"`
+	Address uint64 `json:"address"` // of the neighbour
+	Via     string `json:"via"`     // N-1 layer
+	Reason  string `json:"reason"`
 }
 
 // PortInfo is a port of the fast path.
@@ -268,6 +278,20 @@ func (m *IRM) FastPath() FastPathInfo {
 		}
 		out.Ports = append(out.Ports, p)
 	}
+	if !out.Kernel {
+		return out // one reason for all
+	}
+	m.EachLayer(func(l ipcp.Layer) {
+		i, ok := l.(ipcp.Inspector)
+		if !ok {
+			return
+		}
+		for _, n := range i.Neighbors() {
+			if why, slow := strings.CutPrefix(n.Path, "user"); slow && n.Component == "dt" {
+				out.Slow = append(out.Slow, SlowInfo{n.IPCP, n.Address, n.Via, strings.TrimPrefix(why, ": ")})
+			}
+		}
+	})
 	return out
 }
 

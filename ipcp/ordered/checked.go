@@ -52,9 +52,9 @@ func (f *checked) SetSink(s ipcp.Sink) {
 func (f *checked) Receive(pkts []*packet.Buf) {
 	good := pkts[:0]
 	for _, b := range pkts {
-		p, ok := b.Bytes(), true
-		if len(p) > 0 {
-			if p, ok = frcp.CheckCRC(p); !ok {
+		if p := b.Bytes(); len(p) > 0 {
+			p, ok := frcp.CheckCRC(p)
+			if !ok {
 				f.bad.Add(1)
 				b.Release()
 				continue

@@ -235,8 +235,8 @@ func (l *Layer) renew(now time.Time, eid uint64, a *allocation) {
 	// The first answer may not have named all: the directory looks again, and
 	// names the silent one last.
 	l.query(now, a.req.Hash, func(now time.Time, addrs []uint64) {
-		if a.over || l.allocs[eid] != a {
-			return // answered or given up meanwhile
+		if a.over || l.allocs[eid] != a || !l.fa.Pending(eid) {
+			return // answered or given up meanwhile; the answer may be next in the queue
 		}
 		next := a.flow.remoteAddr
 		if len(addrs) > 0 {

@@ -50,6 +50,7 @@ type conn struct {
 	lastRx  time.Time
 	// Packets seen when alive was told last.
 	lastRxCnt, lastTxCnt uint64
+	doubt                doubt
 }
 
 // Receive is called from the lower layer's receive goroutine.

@@ -68,6 +68,8 @@ type Layer struct {
 	conns  map[linkstate.FlowID]*conn
 	nextID linkstate.FlowID
 	reach  map[uint64]struct{} // destinations with a route
+	// updates is how often members announce their adjacencies.
+	updates time.Duration
 	// changed is when routes last appeared or went.
 	changed  time.Time
 	wanted   map[intent]qos.Spec // adjacencies that the operator asked for
@@ -189,6 +191,7 @@ func (l *Layer) start(cfg ipcp.Config) error {
 		return fmt.Errorf("directory: %w", err)
 	}
 	l.fa = l.newAllocator(cfg, addr)
+	l.updates = time.Duration(u.TUpdate) * time.Second
 
 	l.mu.Lock()
 	if l.state != ipcp.StateBoot { // closed while it enrolled
@@ -260,11 +263,15 @@ func (l *Layer) keepAlive(now time.Time, c *conn) time.Time {
 		// Posted, not called: the caller walks the table of adjacencies.
 		l.loop.post(func(now time.Time) { l.lost(now, c, "peer timed out") })
 	}
+	look := l.doubts(now, c, heard, tx)
 	next := c.alive.Next()
 	if next == keepalive.Never {
-		return time.Time{}
+		return look
 	}
-	return l.born.Add(time.Duration(next))
+	if at := l.born.Add(time.Duration(next)); look.IsZero() || at.Before(look) {
+		return at
+	}
+	return look
 }
 
 // Connect makes an adjacency for component c with the member that serves dst.

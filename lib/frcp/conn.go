@@ -179,6 +179,7 @@ type Conn struct {
 	out             ring[slot]
 	pend            *packet.Buf // a message that is being cut into fragments
 	pendOff         int
+	begun           bool // some fragments of it are queued
 	wclosed         bool
 	eosWanted       bool
 	eosSent         bool
@@ -257,6 +258,7 @@ type Conn struct {
 	readyPkts uint32
 	part      *packet.Buf // partial message
 	partLen   int
+	partLast  int // length of the last one
 	partPkts  uint32
 	cur       *packet.Buf // rest of a message that a short read left
 	eos       bool

@@ -207,12 +207,11 @@ func TestNoAllocationsWithLosses(t *testing.T) {
 	msg, buf := make([]byte, 1400), make([]byte, 4096)
 	now, n := w.now, 0
 	one := func() {
-		for range 60 {
-			if err := a.Write(now, msg); err != nil {
-				panic(err)
+		left := 60
+		for left > 0 || a.TxLen() > 0 {
+			for left > 0 && a.Write(now, msg) == nil {
+				left--
 			}
-		}
-		for a.TxLen() > 0 {
 			now += 5 * ms
 			for l := a.Poll(now, buf); l > 0; l = a.Poll(now, buf) {
 				if n++; n%7 != 0 {
@@ -240,6 +239,18 @@ func TestNoAllocationsWithLosses(t *testing.T) {
 	}
 	if s := a.Stats(); s.Resent-base.Resent < 200 {
 		t.Fatalf("hardly anything was lost: %+v", s)
+	}
+}
+
+// The same with messages of 32 KiB, in 23 fragments.
+func BenchmarkTransferMessages(b *testing.B) {
+	x, y, w := ourPair(b, qos.Data, 0)
+	msg, buf := make([]byte, 32<<10), make([]byte, 64<<10)
+	now := w.now
+	b.SetBytes(int64(len(msg)))
+	b.ReportAllocs()
+	for b.Loop() {
+		roundTrip(&now, x, y, 1, msg, buf)
 	}
 }
 

@@ -1,7 +1,6 @@
 package frcp
 
 import (
-	"fmt"
 	"io"
 	"testing"
 	"time"
@@ -63,7 +62,7 @@ func TestGoodputWithLosses(t *testing.T) {
 		bytes := 32 << 20
 		ours := goodput(t, Config{}, loss, 20*ms, bytes)
 		spec := goodput(t, Config{Spec: true}, loss, 20*ms, bytes/8)
-		t.Log(fmt.Sprintf("loss %.0f %%: ours %.1f Mbit/s, spec %.1f, ratio %.1f", 100*loss, ours/1e6, spec/1e6, ours/spec))
+		t.Logf("loss %.0f %%: ours %.1f Mbit/s, spec %.1f, ratio %.1f", 100*loss, ours/1e6, spec/1e6, ours/spec)
 		if loss > 0 && ours < 3*spec {
 			t.Errorf("loss %v: ours %.1f Mbit/s, spec %.1f", loss, ours/1e6, spec/1e6)
 		}

@@ -195,11 +195,10 @@ func (c *Conn) newRun(now int64, seq uint32) bool {
 		c.dropPart()
 	}
 	c.rRun, c.rData = true, now
-	c.next, c.acked = seq, seq
+	c.next, c.acked, c.grown = seq, seq, seq
 	c.rEdge = seq + c.grant() - min(c.readyPkts, c.grant())
 	c.advEdge = c.rEdge
 	c.ackCount = 0
-	c.grown = seq
 	return true
 }
 
@@ -266,13 +265,10 @@ func (c *Conn) onData(now int64, h Header, p []byte, fresh bool) {
 			return
 		case d > 0:
 			c.stats.Gaps += uint64(d)
-			if c.part != nil {
-				c.dropPart()
-				c.stats.Fragments++
-			}
+			c.breakPart()
 		}
 		c.next = h.Seq + 1
-		c.accept(f, packet.From(p))
+		c.take(f, p)
 		c.growWindow()
 		return
 	}
@@ -314,7 +310,7 @@ func (c *Conn) onData(now int64, h Header, p []byte, fresh bool) {
 		c.dropPartial(h.Seq)
 	}
 	c.next++
-	c.accept(f, packet.From(p))
+	c.take(f, p)
 	filled := c.earlyN > 0
 	for c.earlyN > 0 {
 		a := c.early.at(c.next)
@@ -358,61 +354,92 @@ func (c *Conn) countAck(now int64) {
 	c.ackAt = min(c.ackAt, now+ackDelay)
 }
 
-// accept takes the next packet in order; it owns b.
-func (c *Conn) accept(f Flags, b *packet.Buf) {
-	if c.eos || c.rclosed && b.Len() > 0 {
-		b.Release()
-		return
-	}
-	if b.Len() == 0 {
-		b.Release()
-		if c.part != nil {
-			c.dropPart()
-			c.stats.Fragments++
-		}
+// take takes the next packet in order.
+func (c *Conn) take(f Flags, p []byte) {
+	switch {
+	case c.eos || c.rclosed && len(p) > 0:
+	case len(p) == 0:
+		c.breakPart()
 		c.eos, c.gone = true, c.reliable && f&First != 0
+	case f != 0:
+		c.fragment(f, p)
+	default:
+		c.breakPart()
+		c.deliver(packet.From(p), 1)
+	}
+}
+
+// accept is take for one that has waited; it owns b.
+func (c *Conn) accept(f Flags, b *packet.Buf) {
+	if f == 0 && b.Len() > 0 && !c.eos && !c.rclosed {
+		c.breakPart()
+		c.deliver(b, 1)
 		return
 	}
-	if f == 0 || f == fragMask {
-		if c.part != nil {
-			c.dropPart()
-			c.stats.Fragments++
-		}
-		if f == 0 {
-			c.deliver(b, 1)
-			return
-		}
-		// The capacity of a pooled buffer is that of its class: start in the
-		// middle one, few messages are longer.
-		c.part = packet.Get(min(c.maxMessage, partFirst))
-		c.partLen, c.partPkts = 0, 0
-	}
-	switch n := b.Len(); {
-	case c.part == nil:
-		c.stats.Fragments++
-	case c.partLen+n > c.maxMessage:
-		c.dropPart()
-		c.stats.Fragments++
-	default:
-		if c.partLen+n > c.part.Len() {
-			big := packet.Get(c.maxMessage)
-			copy(big.Bytes(), c.part.Bytes()[:c.partLen])
-			c.part.Release()
-			c.part = big
-		}
-		copy(c.part.Bytes()[c.partLen:], b.Bytes())
-		c.partLen += n
-		c.partPkts++
-		if f == First {
-			c.part.Trim(c.partLen)
-			c.deliver(c.part, c.partPkts)
-			c.part = nil
-		}
-	}
+	c.take(f, b.Bytes())
 	b.Release()
 }
 
-const partFirst = 16384
+// breakPart drops a message whose last fragment is missing.
+func (c *Conn) breakPart() {
+	if c.part != nil {
+		c.dropPart()
+		c.stats.Fragments++
+	}
+}
+
+// fragment appends to the partial message.
+func (c *Conn) fragment(f Flags, p []byte) {
+	if f == fragMask {
+		c.breakPart()
+		c.part = packet.Get(c.partSize(0))
+		c.partLen, c.partPkts = 0, 0
+	}
+	n := c.partLen + len(p)
+	switch {
+	case c.part == nil:
+		c.stats.Fragments++
+		return
+	case n > c.maxMessage:
+		c.breakPart()
+		return
+	case n > c.part.Len():
+		big := packet.Get(c.partSize(n))
+		copy(big.Bytes(), c.part.Bytes()[:c.partLen])
+		c.part.Release()
+		c.part = big
+	}
+	copy(c.part.Bytes()[c.partLen:], p)
+	c.partLen = n
+	c.partPkts++
+	if f == First {
+		c.part.Trim(n)
+		c.partLast = n
+		c.deliver(c.part, c.partPkts)
+		c.part = nil
+	}
+}
+
+// partSize is the buffer for a message of which there are n bytes: as the last
+// one needed, or the next larger. Sizes are those of pooled buffers.
+func (c *Conn) partSize(n int) int {
+	if n == 0 {
+		n = min(c.partLast, partLarge)
+	}
+	size := partFirst
+	switch {
+	case n > partLarge:
+		size = c.maxMessage
+	case n > partFirst:
+		size = partLarge
+	}
+	return min(size, c.maxMessage)
+}
+
+const (
+	partFirst = 16384
+	partLarge = 65536
+)
 
 func (c *Conn) deliver(b *packet.Buf, pkts uint32) {
 	n := c.rTail - c.rHead

@@ -32,8 +32,10 @@ func (c *Conn) Write(now int64, p []byte) error {
 	}
 	if len(p) > c.fragMax {
 		c.wantLarger(now)
-		c.pend, c.pendOff = packet.From(p), 0
-		c.pump(now)
+		if n := c.fragments(p, false); n < len(p) {
+			c.pend, c.pendOff, c.begun = packet.From(p[n:]), 0, n > 0
+			c.block(now)
+		}
 		return nil
 	}
 	c.queue(packet.From(p), 0)
@@ -135,27 +137,42 @@ func (c *Conn) queue(b *packet.Buf, frag Flags) {
 	c.seqno++
 }
 
+// fragments queues as much of a message as the window takes, in fragments, and
+// returns how much that is; begun: there were some before.
+func (c *Conn) fragments(p []byte, begun bool) (n int) {
+	for n < len(p) && c.open() {
+		rest := p[n:]
+		f := More
+		if !begun {
+			f = First | More
+		}
+		if len(rest) <= c.fragMax {
+			f = First
+			if !begun {
+				f = 0 // more fits than when it was written
+			}
+		} else {
+			rest = rest[:c.fragMax]
+		}
+		c.queue(packet.From(rest), f)
+		n += len(rest)
+		begun = true
+	}
+	return n
+}
+
 // pump queues what waits for the window: fragments, then the end of stream.
 func (c *Conn) pump(now int64) {
 	if c.err != nil || c.pend == nil && (!c.eosWanted || c.eosSent || !c.ext) {
 		return
 	}
 	c.startRun(now)
-	for c.pend != nil && c.open() {
+	if c.pend != nil {
 		rest := c.pend.Bytes()[c.pendOff:]
-		frag := More
-		if c.pendOff == 0 {
-			frag = First | More
-		}
-		if len(rest) <= c.fragMax {
-			frag = First
-			if c.pendOff == 0 {
-				frag = 0 // more fits than when it was written
-			}
-		}
-		n := min(len(rest), c.fragMax)
-		c.queue(packet.From(rest[:n]), frag)
-		if c.pendOff += n; n == len(rest) {
+		n := c.fragments(rest, c.begun)
+		c.pendOff += n
+		c.begun = c.begun || n > 0
+		if n == len(rest) {
 			c.pend.Release()
 			c.pend = nil
 		}

@@ -9,8 +9,9 @@ import "sync"
 // (spec 20 §8): enough for a dozen layers.
 const Headroom = 256
 
-// Size classes: one Ethernet frame, a jumbo frame, the largest local message.
-var classes = [...]int{2048, 16384, 1 << 20}
+// Size classes: one Ethernet frame, a jumbo frame, what programs write at a
+// time, the largest local message.
+var classes = [...]int{2048, 16384, 65536, 1 << 20}
 
 var pools [len(classes)]sync.Pool
 

@@ -266,6 +266,10 @@ func (s *Sleeper) Wait(ready func() bool) error {
 			s.follow(dl)
 			continue
 		}
+		if s.closed.Load() { // before it led, so nobody ended its sleep
+			h.leave()
+			return net.ErrClosed
+		}
 		err := h.conn.Read(s.poll)
 		h.leave()
 		switch {

@@ -351,3 +351,18 @@ func TestFreeSlot(t *testing.T) {
 		}
 	}
 }
+
+// Closing ends a wait whenever it begins.
+func TestHubCloseRace(t *testing.T) {
+	_, sides := hubPair(t, MinCapacity)
+	h := sides[0].hub
+	for range 20000 {
+		s := h.Sleeper()
+		done := make(chan error)
+		go func() { done <- s.Wait(func() bool { return false }) }()
+		s.Close()
+		if err := <-done; !errors.Is(err, net.ErrClosed) {
+			t.Fatal(err)
+		}
+	}
+}

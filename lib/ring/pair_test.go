@@ -14,7 +14,6 @@ type Pair struct {
 	slot  uint32
 	waits [2]int
 	desks [2]Desk
-	open  int
 }
 
 // NewPair makes a slab and takes a slot of it; capacity 0 means

@@ -318,6 +318,17 @@ func fastPath(w io.Writer, raw json.RawMessage) error {
 	if err := rowsTo(w, portColumns, f.Ports); err != nil {
 		return err
 	}
+	if len(f.Slow) > 0 {
+		_, _ = io.WriteString(w, "\n")
+		if err := rowsTo(w, []column[irm.SlowInfo]{
+			{"USER-SPACE ADJACENCY", func(s irm.SlowInfo) string { return s.IPCP }},
+			{"PEER", func(s irm.SlowInfo) string { return addr(s.Address) }},
+			{"VIA", func(s irm.SlowInfo) string { return s.Via }},
+			{"REASON", func(s irm.SlowInfo) string { return s.Reason }},
+		}, f.Slow); err != nil {
+			return err
+		}
+	}
 	type verdict struct {
 		port string
 		v    irm.VerdictInfo

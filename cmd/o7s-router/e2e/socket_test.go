@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -81,6 +82,13 @@ func TestBadRequests(t *testing.T) {
 	pings := startPings(f, 5*time.Millisecond)
 	pid := n.daemonPID("h1")
 	n.must("h1", ipc.OpShow, ipc.ShowArgs{What: "layers"})
+	// The device that the client took is replaced in the store a moment later.
+	eventually(t, 3*time.Second, func() error {
+		if out, _, _ := n.run("h1", "o7s-router", "show", "fastpath"); strings.Count(out, "app:spare") < 2 {
+			return errors.New("the store of devices is not full")
+		}
+		return nil
+	})
 	before := count(t, pid, "fd")
 
 	for _, bad := range []string{
