@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -162,12 +163,37 @@ func (a *App) tree() *cli.App {
 			},
 		},
 	}
+	app.Commands = append(app.Commands, a.toolCommands()...)
 	app.Action = unknownCommand("", app.Commands)
 	app.OnUsageError = usageError
 	for _, c := range app.Commands {
 		finish(c)
 	}
 	return app
+}
+
+// toolUsage says what tools do, for the list of commands.
+var toolUsage = map[string]string{
+	"oping": "check that a server answers, and how fast",
+	"oecho": "send a message and get it back",
+	"ocbr":  "send at a constant bit rate",
+	"operf": "measure bandwidth, loss and round-trip times",
+	"ovpn":  "carry IP packets or Ethernet frames over flows",
+	"proxy": "carry TCP to names and names to TCP",
+	"run":   "run a program with its TCP connections over flows",
+}
+
+// toolCommands are the tools in the list of commands. They read their options
+// themselves; Main runs them before the list is asked.
+func (a *App) toolCommands() []*cli.Command {
+	var cmds []*cli.Command
+	for _, name := range slices.Sorted(maps.Keys(a.Tools)) {
+		cmds = append(cmds, &cli.Command{
+			Name: name, Usage: toolUsage[name], Category: "tools", SkipFlagParsing: true,
+			Action: func(c *cli.Context) error { return ExitStatus(a.Tools[name](c.Args().Slice())) },
+		})
+	}
+	return cmds
 }
 
 // group is a command that has subcommands only.

@@ -60,6 +60,9 @@ func measure(ctx context.Context, n kit.Network, o options, stdout, stderr io.Wr
 		fmt.Fprintln(stderr, kit.Explain("Failed to allocate flow", err))
 		return 1
 	}
+	if o.defaultSize {
+		o.size = min(o.size, f.MTU())
+	}
 	now := time.Now()
 	c := &client{
 		o: o, f: f, clock: now, start: now, last: now, rtt: newHistogram(),

@@ -24,7 +24,9 @@ import (
 const (
 	minSize = 64
 	maxSize = 1048576
-	maxTime = 365 * 24 * time.Hour
+	// defaultSize is the reference's. On Ethernet a flow carries a little less.
+	defaultSize = 1500
+	maxTime     = 365 * 24 * time.Hour
 	// headStart is how long a client waits before it sends: the server may
 	// need it to get ready, as the reference's does.
 	headStart = time.Second
@@ -52,15 +54,17 @@ type options struct {
 	duration time.Duration
 	rate     float64
 	size     int
-	qos      qos.Spec
-	qosName  string
-	flood    bool
-	sleep    bool
-	spin     bool
-	json     bool
-	quiet    bool
-	help     bool
-	runDir   string
+	// defaultSize: nobody asked for the size, it may be less if the flow needs that.
+	defaultSize bool
+	qos         qos.Spec
+	qosName     string
+	flood       bool
+	sleep       bool
+	spin        bool
+	json        bool
+	quiet       bool
+	help        bool
+	runDir      string
 }
 
 const usage = `Usage: operf [OPTION]...
@@ -73,7 +77,8 @@ Client:
   -t, --test uni|bi       one way, or there and back (default: uni)
   -d, --duration TIME     how long to send (default: 60s)
   -r, --rate RATE         bit/s; k, M or G may follow (default: 1M)
-  -s, --size N            size of the packets, 64 to 1048576 bytes (default: 1500)
+  -s, --size N            size of the packets, 64 to 1048576 bytes (default: 1500,
+                          or what the flow carries if that is less)
   -q, --qos QOS           raw, best, video, voice or data (default: raw)
   -f, --flood             send as fast as the flow takes it
       --sleep             sleep between packets (default)
@@ -90,7 +95,7 @@ TIME is a number with ms, s, m, h or d behind it; without: ms.
 `
 
 func parse(args []string) (options, error) {
-	o := options{duration: time.Minute, rate: 1e6, size: 1500}
+	o := options{duration: time.Minute, rate: 1e6}
 	err := kit.Parse(args, []kit.Opt{
 		kit.Flag("l", "listen", &o.listen),
 		kit.String("n", "server-name", &o.name),
@@ -121,6 +126,9 @@ func parse(args []string) (options, error) {
 	}
 	if o.qosName == "" {
 		o.qosName = "raw"
+	}
+	if o.size == 0 {
+		o.size, o.defaultSize = defaultSize, true
 	}
 	gap := time.Duration(float64(o.size) * 8e9 / o.rate)
 	switch {

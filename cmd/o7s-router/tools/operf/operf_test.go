@@ -248,7 +248,7 @@ func TestTrouble(t *testing.T) {
 		{"", "Failed to allocate flow: -1007. (", nil, 0},
 		{"", "operf: flow is down\n", func(p *kittest.Pipe) { time.Sleep(2 * time.Second); p.Close() }, 1 << 20},
 		{"-q data -t bi", "operf: the other end closed the flow\n", func(p *kittest.Pipe) { time.Sleep(2 * time.Second); p.Close() }, 1 << 20},
-		{"", "operf: message of 1500 bytes on a flow that carries 999: message too long; -s 999 fits, and -q data splits messages\n", func(*kittest.Pipe) {}, 999},
+		{"-s 1500", "operf: message of 1500 bytes on a flow that carries 999: message too long; -s 999 fits, and -q data splits messages\n", func(*kittest.Pipe) {}, 999},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			var errs bytes.Buffer
@@ -323,6 +323,14 @@ func TestReportSize(t *testing.T) {
 	r.Gap = &spread{1<<63 - 1, 1<<63 - 1, 1<<63 - 1, 1<<63 - 1, 1<<63 - 1}
 	if n := len(r.encode()); n > maxReport {
 		t.Errorf("%d bytes", n)
+	}
+}
+
+// Who does not ask for a size gets one that the flow carries.
+func TestDefaultSize(t *testing.T) {
+	got, _ := converse(t, "-n x -d 1s", func(a, _ *kittest.Pipe) { a.Max = 1400 })
+	if !strings.Contains(got, "Sending 1400 byte packets") || !strings.Contains(got, " 0% packet loss") {
+		t.Error(got)
 	}
 }
 

@@ -38,7 +38,10 @@ type device interface {
 type peer struct {
 	f     kit.Flow
 	born  uint64 // a later peer has a larger number
-	limit atomic.Int64
+	limit atomic.Int64 // longest message
+	// most is the longest message of a flow that splits messages, which it does
+	// from when it knows that the other end puts them together; nil otherwise.
+	most  func() int
 	known int // stations; guarded by hub.mu
 }
 
@@ -81,11 +84,11 @@ func newHub(dev device, tap bool, own netip.Prefix, mtu int) *hub {
 // join adds a flow.
 func (h *hub) join(f kit.Flow) (*peer, error) {
 	p := &peer{f: f}
-	most := f.MTU()
+	p.limit.Store(int64(min(f.MTU(), maxPacket)))
 	if m, ok := f.(interface{ MaxMessage() int }); ok && f.QoS().InOrder != 0 {
-		most = m.MaxMessage() // in fragments
+		p.most = m.MaxMessage
+		p.limit.Store(int64(min(p.most(), maxPacket)))
 	}
-	p.limit.Store(int64(min(most, maxPacket)))
 	f.SetWriteTimeout(patience)
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -93,6 +96,21 @@ func (h *hub) join(f kit.Flow) (*peer, error) {
 	p.born = h.births
 	h.peers[p] = struct{}{}
 	return p, h.changed()
+}
+
+// heard looks, after packets of p, whether it now takes longer ones.
+func (h *hub) heard(p *peer) error {
+	if p.most == nil {
+		return nil
+	}
+	n := int64(min(p.most(), maxPacket))
+	if n <= p.limit.Load() {
+		return nil
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p.limit.Store(n)
+	return h.changed()
 }
 
 // leave removes a peer and what was known behind it.

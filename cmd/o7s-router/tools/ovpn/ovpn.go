@@ -332,6 +332,9 @@ func (t *tunnel) greet(f kit.Flow) (stop func()) {
 
 func (t *tunnel) receive(p *peer) error {
 	size := int(p.limit.Load())
+	if p.most != nil {
+		size = maxPacket // it may become more
+	}
 	bufs := make([][]byte, min(max(batchMemory/size, 1), maxBatch))
 	memory := make([]byte, len(bufs)*size)
 	for i := range bufs {
@@ -342,6 +345,9 @@ func (t *tunnel) receive(p *peer) error {
 	for {
 		n, err := p.f.ReadBatch(bufs, sizes)
 		if err != nil {
+			return err
+		}
+		if err := t.hub.heard(p); err != nil {
 			return err
 		}
 		for i, k := range sizes[:n] {
