@@ -37,7 +37,7 @@ type device interface {
 // peer is a port of the hub.
 type peer struct {
 	f     kit.Flow
-	born  uint64 // a later peer has a larger number
+	born  uint64       // a later peer has a larger number
 	limit atomic.Int64 // longest message
 	// most is the longest message of a flow that splits messages, which it does
 	// from when it knows that the other end puts them together; nil otherwise.
