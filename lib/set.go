@@ -431,10 +431,12 @@ func (f *Flow) peek() bool {
 // again tells the flow's set of what a read left. rmu is held.
 func (f *Flow) again(err error) {
 	m := f.set.Load()
-	if m == nil || err != nil && !errors.Is(err, o7serr.EAGAIN) {
+	if m == nil || err != nil && !errors.Is(err, o7serr.EAGAIN) && !errors.Is(err, os.ErrDeadlineExceeded) {
 		return
 	}
-	if f.peek() {
+	// The next Wait looks, which is soon enough, and not in the way of the
+	// answer to what was read; one that sleeps is only woken for a message.
+	if !m.set.asleep.Load() || f.peek() {
 		m.note(false)
 	}
 }

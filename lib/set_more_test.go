@@ -128,6 +128,17 @@ func TestSetReads(t *testing.T) {
 	read(f, "again")
 	f.SetFlags(Default)
 
+	// A read that times out does not take the flow's mark away.
+	f.SetReadDeadline(time.Now().Add(time.Millisecond))
+	if _, err := f.Read(p); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("deadline: %v", err)
+	}
+	f.SetReadDeadline(time.Time{})
+	s.none(t, time.Millisecond)
+	hf.end.Write([]byte("in time"))
+	s.next(t, SetEvent{f, EventPacket})
+	read(f, "in time")
+
 	// A part of a message leaves more; a batch may not.
 	hf.end.Write([]byte("long"))
 	s.next(t, SetEvent{f, EventPacket})

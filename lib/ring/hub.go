@@ -427,8 +427,14 @@ func (h *Hub) TryLook(s *Sleeper) {
 		return
 	}
 	h.leader = s
+	sources := h.sources
 	h.mu.Unlock()
-	h.look()
+	h.handOut()
+	for _, s := range sources {
+		if s.look != nil {
+			s.look()
+		}
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.leader = nil
