@@ -178,7 +178,7 @@ func TestRunDir(t *testing.T) {
 
 func TestMistakes(t *testing.T) {
 	for _, c := range []struct{ line, want string }{
-		{"", "o7s-router: expected a command: o7s-router {daemon|ipcp|name|bind|unbind|show|lab|version}"},
+		{"", "o7s-router: expected a command: o7s-router {daemon|ipcp|name|bind|unbind|show|lab|version|oping}"},
 		{"fly", `o7s-router: unknown command "fly" (expected {daemon|ipcp|name|`},
 		{"ipcp", "expected a command: o7s-router ipcp {create|bootstrap|enroll|connect|disconnect|destroy|list}"},
 		{"ipcp fly", `unknown command "fly" (expected ipcp {create|bootstrap|`},

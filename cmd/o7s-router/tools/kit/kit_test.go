@@ -127,9 +127,11 @@ func TestPrinter(t *testing.T) {
 		var b bytes.Buffer
 		p := NewPrinter(&b)
 		p.Begin().Str("a ").Num(-3).Str(" ").Fixed(1.0005).End()
+		p.mu.Lock() // as whoever writes to b
 		if b.Len() > 0 {
 			t.Error("written at once")
 		}
+		p.mu.Unlock()
 		time.Sleep(flushAfter)
 		synctest.Wait()
 		p.Line("x")
