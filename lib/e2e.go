@@ -294,6 +294,7 @@ func (p *e2ePath) lead(d ring.Dir, now int64) (ended bool) {
 	err := p.lower.WaitRead()
 	p.mu.Lock()
 	p.driving = nobody
+	p.t.add(p)
 	other := 1 - d
 	if p.waiting[other] {
 		p.wake(other) // takes over, if it is not for it to go on
@@ -704,7 +705,8 @@ func (p *e2ePath) tend() bool {
 		return false
 	}
 	if p.driving != nobody {
-		return true
+		p.listed.Store(false) // who drives lists it again when he leaves
+		return false
 	}
 	p.advance(nanotime(), true)
 	if p.held > 0 || p.conn.Deadline() != frcp.Never {

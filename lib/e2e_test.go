@@ -522,3 +522,53 @@ func TestLargeMessageToNobody(t *testing.T) {
 	}
 	x.SetLinger(0)
 }
+
+// While a goroutine waits on a flow nobody else looks after it, and when that
+// one leaves, what arrives is acknowledged all the same.
+func TestTenderRests(t *testing.T) {
+	x, y, _, _ := newFake(t).wired(t, qos.Data, &wire{})
+	resting := func(f *Flow) bool {
+		td := &f.session.tender
+		td.mu.Lock()
+		defer td.mu.Unlock()
+		return !td.busy
+	}
+	for round := range 3 {
+		_ = x.SetReadDeadline(time.Time{})
+		read := make(chan error, 1)
+		go func() {
+			_, err := x.Read(make([]byte, 100))
+			read <- err
+		}()
+		waitFor(t, func() bool { return x.e2e.drives() && resting(x) })
+		if round == 0 { // a deadline that ends the wait
+			_ = x.SetReadDeadline(past)
+			if err := <-read; !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatal(err)
+			}
+		}
+		if _, err := y.Write([]byte("hello")); err != nil {
+			t.Fatal(err)
+		}
+		if round > 0 {
+			if err := <-read; err != nil {
+				t.Fatal(err)
+			}
+		}
+		waitFor(t, func() bool { return y.e2e.TxLen(10) == 0 })
+		if round == 0 {
+			_ = x.SetReadDeadline(time.Time{})
+			if _, err := x.Read(make([]byte, 100)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		waitFor(t, func() bool { return resting(x) && resting(y) })
+	}
+}
+
+// drives reports whether a goroutine waits for the lower path.
+func (p *e2ePath) drives() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.driving != nobody
+}

@@ -157,7 +157,7 @@ func send(ctx context.Context, n kit.Network, o options, stdout, stderr io.Write
 	sent, err := stream(ctx, f, o)
 	took := time.Since(start)
 	status := 0
-	if err != nil && ctx.Err() == nil {
+	if ctx.Err() == nil {
 		fmt.Fprintf(stderr, "ocbr: %v\n", err)
 		status = 1
 	}
@@ -166,7 +166,8 @@ func send(ctx context.Context, n kit.Network, o options, stdout, stderr io.Write
 	return status
 }
 
-// stream sends until ctx ends, and returns how many packets.
+// stream sends until ctx ends or the flow fails, and returns how many packets
+// and which it was.
 func stream(ctx context.Context, f kit.Flow, o options) (sent uint64, err error) {
 	batch := make([][]byte, min(max(batchMemory/o.size, 1), maxBatch))
 	for i := range batch {

@@ -126,11 +126,7 @@ func (c *client) run(parent context.Context) (silent bool, err error) {
 	}
 	ctx, cancel := context.WithCancelCause(parent)
 	defer cancel(nil)
-	c.tasks.Go(func() { // until the flow is closed
-		if err := c.receive(); err != nil {
-			cancel(err)
-		}
-	})
+	c.tasks.Go(func() { cancel(c.receive()) }) // until the flow is closed
 	c.tasks.Go(func() { c.progress(ctx) })
 
 	w := uint32(confUni | confOurs)
