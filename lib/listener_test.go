@@ -379,7 +379,7 @@ func TestListenRestart(t *testing.T) {
 	d.stop()
 	_, err := l.Accept()
 	var ne net.Error
-	if !errors.Is(err, o7serr.EIRMD) || !errors.As(err, &ne) || !ne.Temporary() || ne.Timeout() {
+	if !errors.Is(err, o7serr.EIRMD) || !errors.As(err, &ne) || !ne.Temporary() || ne.Timeout() { //nolint:staticcheck // what http.Server asks
 		t.Fatalf("accept without a daemon: %v", err)
 	}
 	d.mu.Lock()
@@ -389,7 +389,7 @@ func TestListenRestart(t *testing.T) {
 	c := make(chan net.Conn, 1)
 	go func() {
 		s, err := l.Accept()
-		for err != nil && err.(net.Error).Temporary() {
+		for err != nil && err.(net.Error).Temporary() { //nolint:staticcheck // what http.Server asks
 			s, err = l.Accept()
 		}
 		if err != nil {

@@ -112,9 +112,9 @@ func (h *Hub) RemoveSlab(s *Slab) {
 
 // AddSource adds a descriptor that becomes readable. It stays the caller's.
 // look takes what is there, without blocking, wakes or notes whomever it is for,
-// and reports whether it left something; the leader calls it. The descriptor is watched only while
-// the leader sleeps: each event on one that is always watched would wake a
-// thread, and whoever causes it pays for that.
+// and reports whether it left something; the leader calls it. The descriptor is
+// watched only while the leader sleeps: each event on one that is always watched
+// would wake a thread, and whoever causes it pays for that.
 func (h *Hub) AddSource(fd int, look func() (more bool)) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
