@@ -82,6 +82,9 @@ func address(s string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("%q: expected ADDR:PORT", s)
 	}
+	if _, err := net.LookupPort("tcp", port); err != nil { // a number, or a service's name
+		return "", fmt.Errorf("%q: %q is no port (expected a number from 0 to 65535)", s, port)
+	}
 	if host == "" {
 		host = "127.0.0.1"
 	}
