@@ -4,7 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -127,6 +129,7 @@ func (t *tap) Reasons() []string  { return nil }
 func (t *tap) MAC() (mac [6]byte) { return mac }
 func (t *tap) MTU() int           { return tapMTU }
 func (t *tap) Close() error       { return t.xdp.Close() }
+func (t *tap) Settle()            {} // the program receives
 
 func (a *App) open(slot uint32) error {
 	k := a.plane.kernel
@@ -269,7 +272,11 @@ func (a *App) add(rec tables.App, flow *appFlow) (uint32, error) {
 // AddEthFlow gives the program a flow of an Ethernet layer: frames for eid go
 // to it, what it sends leaves on w. It returns the handle and the head room of
 // frames the program writes, bytes.
+//
+// Frames that had arrived for eid were handed to user space when it returns, so
+// the first of the program's come behind them.
 func (a *App) AddEthFlow(b *EthBlock, eid uint16, w *Wire) (handle uint32, headroom int, err error) {
+	defer b.port.dev.Settle() // after the lock
 	p := a.plane
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -284,9 +291,10 @@ func (a *App) AddEthFlow(b *EthBlock, eid uint16, w *Wire) (handle uint32, headr
 
 // AddDTFlow gives the program a flow of a unicast layer: packets for localEID
 // at the layer's own address go to it; what it sends goes to remoteEID at
-// remoteAddr with the given hop limit.
+// remoteAddr with the given hop limit. What is said of AddEthFlow holds.
 func (a *App) AddDTFlow(l *Layer, localEID, remoteAddr, remoteEID uint64, ttl uint8) (handle uint32, headroom int, err error) {
 	p := a.plane
+	defer p.settle() // after the lock
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if l.closed {
@@ -311,6 +319,16 @@ func (a *App) AddDTFlow(l *Layer, localEID, remoteAddr, remoteEID uint64, ttl ui
 		return 0, 0, fmt.Errorf("%w: no more flows of programs with this endpoint's hash", ErrTableFull)
 	}
 	return handle, flow.room, nil
+}
+
+// settle waits until all ports have handed on what has arrived. p.mu is not held.
+func (p *Plane) settle() {
+	p.mu.Lock()
+	ports := slices.Collect(maps.Values(p.ports))
+	p.mu.Unlock()
+	for _, x := range ports {
+		x.dev.Settle()
+	}
 }
 
 // Remove takes a flow from the program: packets for it go to user space again

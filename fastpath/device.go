@@ -18,6 +18,7 @@ type device interface {
 	SetEtherTypes([]uint16) error
 	Send(*packet.Buf) error
 	SendBatch([]*packet.Buf) error
+	Settle()
 	Close() error
 }
 

@@ -31,6 +31,7 @@ func (d *fakeDevice) Mode() port.Mode              { return port.ModeNative }
 func (d *fakeDevice) SetEtherTypes([]uint16) error { return nil }
 func (d *fakeDevice) Up() bool                     { return true }
 func (d *fakeDevice) Close() error                 { return nil }
+func (d *fakeDevice) Settle()                      {}
 func (d *fakeDevice) Reasons() []string            { return nil }
 func (d *fakeDevice) Redirectable() (bool, string) {
 	d.mu.Lock()

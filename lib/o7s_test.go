@@ -48,12 +48,13 @@ func (w withDaemon) Run() int {
 // "held" leaves the other end to the test, those of direct lead to whoever accepts,
 // "app" uses a device (a socket here), every other name is refused.
 type fake struct {
-	t    testing.TB
-	dir  string
-	l    *ipc.Listener
-	wg   sync.WaitGroup
-	held chan *held
-	tap  chan *os.File // the network's side of a program's device
+	t     testing.TB
+	dir   string
+	l     *ipc.Listener
+	wg    sync.WaitGroup
+	held  chan *held
+	tap   chan *os.File // the network's side of a program's device
+	ahead string        // what the rings of an "app" have before its reply
 
 	mu      sync.Mutex // guards what follows
 	hello   ipc.HelloArgs
@@ -352,8 +353,12 @@ func (d *fake) alloc(c *ipc.Conn, r ipc.Request) {
 			res.App.NewFD = true
 			fds[0] = append(fds[0], s[1])
 		}
+		end := d.open(g[1], fds[1])
+		if d.ahead != "" { // came before the device had the flow
+			_ = end.Write([]byte(d.ahead))
+		}
 		c.Reply(r.ID, res, nil, fds[0]...)
-		d.held <- &held{end: d.open(g[1], fds[1]), flow: id, conn: c, handle: res.App.Handle}
+		d.held <- &held{end: end, flow: id, conn: c, handle: res.App.Handle}
 	default:
 		c.Reply(r.ID, nil, o7serr.Wrap(o7serr.ENAME, "name %s", a.Name))
 	}
@@ -928,15 +933,12 @@ func TestApp(t *testing.T) {
 	for i := range 100 {
 		tap.Write(network(ends[2].handle, 40, fmt.Sprint(i)))
 	}
-	if n := flows[2].RxLen(); n != 100 {
-		t.Errorf("%d of 100 messages are seen to wait", n)
-	}
+	// The other two wait: who of them leads may be reading the device just now.
+	eventually(t, "100 messages are seen to wait", func() bool { return flows[2].RxLen() == 100 })
 	// Keep-alives are noticed behind packets that nobody reads.
 	before, _, _ := flows[2].path.Progress()
 	tap.Write(network(ends[2].handle, 40, ""))
-	if after, _, _ := flows[2].path.Progress(); after != before+1 {
-		t.Errorf("%d packets noticed, want %d", after, before+1)
-	}
+	eventually(t, "a keep-alive is noticed", func() bool { after, _, _ := flows[2].path.Progress(); return after == before+1 })
 	for i := range 100 {
 		if n, err := flows[2].Read(p); err != nil || string(p[:n]) != fmt.Sprint(i) {
 			t.Fatalf("message %d: %q, %v", i, p[:n], err)
@@ -961,14 +963,17 @@ func TestApp(t *testing.T) {
 	if n, err := flows[2].Read(p); err != nil || string(p[:n]) != "mine" {
 		t.Errorf("%q, %v", p[:n], err)
 	}
+	d.ahead = "ahead"
 	f, err := c.Alloc(t.Context(), "app", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	e := <-d.held
 	defer e.end.Close()
-	if n, err := f.Read(p); err != nil || string(p[:n]) != "early" {
-		t.Errorf("%q, %v", p[:n], err)
+	for _, want := range []string{"ahead", "early"} {
+		if n, err := f.Read(p); err != nil || string(p[:n]) != want {
+			t.Errorf("%q, %v, want %q", p[:n], err, want)
+		}
 	}
 	// The daemon's rings say how the flow is.
 	e.end.SetState(ring.Down)

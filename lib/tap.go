@@ -257,9 +257,10 @@ func newTapPath(t *tap, end *ring.End, bell *ring.HubEnd, done func(), handle ui
 		return p.some() || p.kicked.Load() || p.shut.Load() || p.end.Peer()&ring.Closed != 0
 	}
 	p.soon = func() bool { return p.ready() || p.look() }
-	t.add(p)
+	// What came through the daemon came before the device had the flow.
 	bell.Handle(p.fromRing)
 	p.fromRing()
+	t.add(p)
 	return p
 }
 

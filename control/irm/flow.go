@@ -40,7 +40,8 @@ type grant struct {
 	port   *appPort // its, too
 }
 
-// sent says that the process has the flow: events may follow.
+// sent says that the process has the flow: events may follow. What has arrived
+// for it is in its rings since before (see attach).
 func (g *grant) sent() {
 	f := g.flow
 	g.share.told(g.result.Ring.Side)
@@ -50,7 +51,7 @@ func (g *grant) sent() {
 		f.session.appMu.Unlock()
 	}
 	if f.pump != nil {
-		f.lower.SetSink(f.pump)
+		f.pump.open()
 		return
 	}
 	f.lower.SetSink(watcher{f})
@@ -128,6 +129,10 @@ func (m *IRM) attach(s *session, id uint32, e end, name string) (*grant, error) 
 	if f.pump != nil {
 		s.offload(f, g)
 		f.pump.start()
+		// Packets that came before the process's device had the flow have to be
+		// in the rings when the process gets it: it reads these first, and those
+		// of an ordered flow would come too late behind the device's.
+		f.lower.SetSink(f.pump)
 	}
 
 	// From here on others see the flow: it must be complete.

@@ -216,8 +216,10 @@ type pump struct {
 	rmu  sync.Mutex // guards the consumer half of end, and left
 	left bool       // nothing is taken any more
 
-	mu     sync.Mutex // guards the producer half of end, and closed
+	mu     sync.Mutex // guards the producer half of end, and what follows
 	closed bool
+	opened bool         // the process has the flow
+	events []ipcp.Event // for when it does
 }
 
 // newPump opens the daemon's end of the slot.
@@ -334,11 +336,30 @@ func (p *pump) Receive(pkts []*packet.Buf) {
 	}
 }
 
-// FlowEvent tells the process, also through the rings: a reader wakes up.
-func (p *pump) FlowEvent(e ipcp.Event) {
-	p.f.event(e)
+// open says that the process knows the flow, and tells it what happened meanwhile.
+func (p *pump) open() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.opened = true
+	for _, e := range p.events {
+		p.tell(e)
+	}
+	p.events = nil
+}
+
+// FlowEvent tells the process, also through the rings: a reader wakes up.
+func (p *pump) FlowEvent(e ipcp.Event) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.opened {
+		p.events = append(p.events, e)
+		return
+	}
+	p.tell(e)
+}
+
+func (p *pump) tell(e ipcp.Event) {
+	p.f.event(e)
 	if p.closed {
 		return
 	}

@@ -135,6 +135,9 @@ func (s *packetSocket) transmit(frames []*packet.Buf, c *counters) (n int, err e
 
 func (s *packetSocket) unsent() bool { return false }
 
+// pending is unknown: a flow behind a packet socket is in no program's device.
+func (s *packetSocket) pending() bool { return false }
+
 func (s *packetSocket) dropped() uint64 {
 	if st, err := s.conn.Stats(); err == nil {
 		s.lost += uint64(st.Drops)

@@ -74,6 +74,7 @@ type Config struct {
 // receiver is where frames come from.
 type receiver interface {
 	receive(out []*packet.Buf, c *counters) int // does not block
+	pending() bool                              // something is to be received; safe while somebody receives
 	watch(p *xsk.Poller) error
 	dropped() uint64 // by the kernel, before receive saw them
 	close() error
@@ -92,7 +93,8 @@ type Port struct {
 	xdp      link.Link
 	rx       receiver
 	rxPoller *xsk.Poller
-	rxN      int // frames in batch; receive goroutine
+	rxN      int         // frames in batch; receive goroutine
+	rxIdle   atomic.Bool // it has handed on all that it received
 	batch    [batchSize]*packet.Buf
 	txqs     []*txq
 	maxFrame int // that fits the transmit frames, bytes
@@ -105,6 +107,8 @@ type Port struct {
 	done   chan struct{}
 	txWake chan struct{}
 	wg     sync.WaitGroup
+
+	rxMu sync.RWMutex // guards rx against being closed while Settle looks at it
 
 	mu       sync.Mutex // guards what follows
 	dev      Device     // newest knowledge
@@ -314,9 +318,28 @@ func (p *Port) openSlow() error {
 // fillBatch receives if the batch is empty and tells whether there is one.
 func (p *Port) fillBatch() bool {
 	if p.rxN == 0 {
+		p.rxIdle.Store(false)
 		p.rxN = p.rx.receive(p.batch[:], &p.c)
+		p.rxIdle.Store(p.rxN == 0)
 	}
 	return p.rxN > 0
+}
+
+// settleFor bounds Settle: a port that is flooded may never be at rest.
+const settleFor = time.Millisecond
+
+// Settle waits until the frames that had arrived for user space when it was
+// called were handed to Rx, and Rx has returned, or for a millisecond. Rx must
+// not call it.
+func (p *Port) Settle() {
+	p.rxMu.RLock()
+	defer p.rxMu.RUnlock()
+	for end := time.Now().Add(settleFor); !p.closed.Load() && (p.rx.pending() || !p.rxIdle.Load()); {
+		if time.Now().After(end) {
+			return
+		}
+		time.Sleep(20 * time.Microsecond)
+	}
 }
 
 func (p *Port) rxLoop() {
@@ -497,7 +520,9 @@ func (p *Port) release() error {
 		p.forget(x)
 	}
 	if p.rx != nil {
+		p.rxMu.Lock()
 		errs = append(errs, p.rx.close())
+		p.rxMu.Unlock()
 	}
 	if p.watcher != nil {
 		p.watcher.close()

@@ -110,6 +110,15 @@ func (q *xskQueue) receive(out []*packet.Buf, c *counters) int {
 	return n
 }
 
+func (r *xdpReceiver) pending() bool {
+	for _, q := range r.queues {
+		if q.sock.Pending() {
+			return true
+		}
+	}
+	return false
+}
+
 // dropped adds up what the kernel could not deliver.
 func (r *xdpReceiver) dropped() (n uint64) {
 	for _, q := range r.queues {

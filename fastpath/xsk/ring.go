@@ -111,5 +111,5 @@ func (r *ring[T]) consume(out []T) int {
 
 // readable tells whether consume would return something.
 func (r *ring[T]) readable() bool {
-	return r.mem != nil && (r.seen != r.mine || atomic.LoadUint32(r.producer) != r.mine)
+	return r.mem != nil && atomic.LoadUint32(r.producer) != atomic.LoadUint32(r.consumer)
 }

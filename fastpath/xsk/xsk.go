@@ -321,7 +321,8 @@ func (s *Socket) Fill(addrs []uint64) int {
 	return n
 }
 
-// Pending tells whether Receive would return something. It is one load.
+// Pending tells whether Receive would return something. It is two loads, and
+// safe while another goroutine receives.
 func (s *Socket) Pending() bool { return s.rx.readable() }
 
 // Receive takes up to len(descs) received packets and returns how many.

@@ -235,6 +235,7 @@ type Conn struct {
 
 	// Receiver: everything before next was received.
 	rRun      bool
+	virgin    bool // no data of the run has come
 	next      uint32
 	rEdge     uint32 // granted
 	advEdge   uint32 // last edge the peer was told

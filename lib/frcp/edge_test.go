@@ -272,3 +272,49 @@ func BenchmarkTransfer(b *testing.B) {
 		})
 	}
 }
+
+// The first packets of a flow may take another way than those that follow: what
+// a packet without data has overtaken is still the beginning.
+func TestOvertakenStart(t *testing.T) {
+	a := newConn(t, Config{QoS: qos.Voice, Rand: rands(1, 5)})
+	b := newConn(t, Config{QoS: qos.Voice, Rand: rands(2, 5)})
+	now, buf := 1000*second, make([]byte, 1500)
+	var sent [][]byte
+	poll := func() {
+		for n := a.Poll(now, buf); n > 0; n = a.Poll(now, buf) {
+			sent = append(sent, append([]byte(nil), buf[:n]...))
+		}
+	}
+	a.Announce()
+	b.Announce()
+	for i := range 3 {
+		if err := a.Write(now, []byte{byte(i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	poll()
+	n := b.Poll(now, buf)
+	a.Input(now, buf[:n]) // asks for an answer, which comes last
+	first := len(sent)
+	poll()
+	if first != 4 || len(sent) != 5 {
+		t.Fatalf("%d and %d packets", first, len(sent))
+	}
+	b.Input(now, sent[4])
+	for _, p := range sent[:4] {
+		b.Input(now, p)
+	}
+	for i := range 3 {
+		if n, _, err := b.Read(buf); err != nil || n != 1 || buf[0] != byte(i) {
+			t.Fatalf("message %d: % x, %v, %+v", i, buf[:n], err, b.Stats())
+		}
+	}
+	// Once something was delivered, what was before it comes too late.
+	if _, _, err := b.Read(buf); !errors.Is(err, ErrWouldBlock) {
+		t.Fatal(err)
+	}
+	b.Input(now, sent[1])
+	if s := b.Stats(); s.Late+s.Duplicate != 1 {
+		t.Fatalf("%+v", s)
+	}
+}

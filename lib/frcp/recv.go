@@ -194,7 +194,7 @@ func (c *Conn) newRun(now int64, seq uint32) bool {
 		}
 		c.dropPart()
 	}
-	c.rRun, c.rData = true, now
+	c.rRun, c.rData, c.virgin = true, now, true
 	c.next, c.acked, c.grown = seq, seq, seq
 	c.rEdge = seq + c.grant() - min(c.readyPkts, c.grant())
 	c.advEdge = c.rEdge
@@ -255,6 +255,11 @@ func (c *Conn) onData(now int64, h Header, p []byte, fresh bool) {
 	}
 	d := int32(h.Seq - c.next)
 	if !c.reliable {
+		if d < 0 && d >= -refWindow && c.virgin && h.Flags&DRF != 0 {
+			// A packet without data that was sent later began the run.
+			d, c.next = 0, h.Seq
+		}
+		c.virgin = false
 		switch {
 		case d < 0:
 			c.stats.Late++
