@@ -101,25 +101,36 @@ func TestPacer(t *testing.T) {
 
 // Spinning, in real time.
 func TestPacerSpin(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
-	p := NewPacer(1000, 8e6, true)
-	n := uint64(0)
-	for {
-		all, err := p.Wait(ctx, n)
-		if err != nil {
-			break
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		p := NewPacer(1000, 8e6, true)
+		looks := 0
+		p.now = func() time.Time { // virtual time stands still while somebody runs
+			looks++
+			time.Sleep(10 * time.Microsecond)
+			return time.Now()
 		}
-		n = all
-	}
-	if n != 100 {
-		t.Errorf("%d packets, want 100", n)
-	}
-	ended, cancel2 := context.WithCancel(t.Context())
-	cancel2()
-	if _, err := p.Wait(ended, 1<<30); !errors.Is(err, context.Canceled) {
-		t.Error(err)
-	}
+		n := uint64(0)
+		for {
+			all, err := p.Wait(ctx, n)
+			if err != nil {
+				break
+			}
+			if all != n+1 {
+				t.Errorf("%d packets are due after %d", all, n)
+			}
+			n = all
+		}
+		if n != 100 || looks < 100*50 {
+			t.Errorf("%d packets, want 100; %d looks at the clock", n, looks)
+		}
+		ended, cancel2 := context.WithCancel(t.Context())
+		cancel2()
+		if _, err := p.Wait(ended, 1<<30); !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	})
 }
 
 func TestPrinter(t *testing.T) {

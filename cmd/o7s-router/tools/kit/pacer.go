@@ -13,6 +13,7 @@ type Pacer struct {
 	gap   float64 // ns
 	spin  bool
 	timer *time.Timer
+	now   func() time.Time // time.Now
 }
 
 // spinFor is how long a spinning pacer looks at the clock before a packet is
@@ -22,7 +23,7 @@ const spinFor = time.Millisecond
 // NewPacer starts a pacer for packets of size bytes at rate bit/s. spin: it
 // wastes a processor to be exact.
 func NewPacer(size int, rate float64, spin bool) *Pacer {
-	p := &Pacer{start: time.Now(), gap: float64(size) * 8e9 / rate, spin: spin, timer: time.NewTimer(time.Hour)}
+	p := &Pacer{start: time.Now(), gap: float64(size) * 8e9 / rate, spin: spin, timer: time.NewTimer(time.Hour), now: time.Now}
 	p.timer.Stop()
 	return p
 }
@@ -35,7 +36,7 @@ func (p *Pacer) Wait(ctx context.Context, n uint64) (uint64, error) {
 		<-ctx.Done()
 		return n, ctx.Err()
 	}
-	now := time.Now()
+	now := p.now()
 	if early := due.Sub(now); !p.spin && early > 0 || early > spinFor {
 		if p.spin {
 			early -= spinFor
@@ -47,11 +48,11 @@ func (p *Pacer) Wait(ctx context.Context, n uint64) (uint64, error) {
 			p.timer.Stop()
 			return n, ctx.Err()
 		}
-		now = time.Now()
+		now = p.now()
 	}
 	for now.Before(due) {
 		runtime.Gosched()
-		now = time.Now()
+		now = p.now()
 	}
 	// The fraction of a nanosecond that due lacks must not hold n back.
 	return max(uint64(float64(now.Sub(p.start))/p.gap)+1, n+1), ctx.Err()

@@ -1,52 +1,27 @@
 package ocbr
 
 import (
-	"bytes"
 	"context"
-	"os"
+	"io"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/o7s/o7s-router/cmd/o7s-router/tools/kit"
-	"github.com/o7s/o7s-router/cmd/o7s-router/tools/kit/kittest"
 	"github.com/o7s/o7s-router/cmd/o7s-router/tools/testnode"
-	"github.com/o7s/o7s-router/lib/ipc"
 )
 
-// inDaemon runs f with a daemon and a server, ends the server when it has
-// printed what done looks for, and returns all that it printed.
-func inDaemon(t *testing.T, f func(client func(line string) string), done func(server string) bool) (server string) {
-	t.Helper()
-	dir := testnode.Start(t)
-	testnode.Call(t, dir, ipc.OpBind, ipc.BindArgs{Name: "ocbr", Prog: "/bin/ocbr"})
-	var out kittest.Buffer
-	ctx, cancel := context.WithCancel(t.Context())
-	n, close := kit.Library(dir, "ocbr", nil)
-	defer close()
-	ended := make(chan int)
-	go func() { ended <- run(ctx, n, opts(t, "-l"), &out, os.Stderr) }()
-	c, close := kit.Library(dir, "client", nil)
-	defer close()
-	f(func(line string) string {
-		var out bytes.Buffer
-		if s := run(t.Context(), c, opts(t, line), &out, os.Stderr); s != 0 {
-			t.Errorf("ocbr %s: status %d", line, s)
-		}
-		return out.String()
-	})
-	out.Await(t, done)
-	cancel()
-	if s := <-ended; s != 0 {
-		t.Errorf("server: status %d", s)
+// tool runs ocbr, for testnode.Serve.
+func tool(t *testing.T) testnode.Tool {
+	return func(ctx context.Context, n kit.Network, line string, stdout, stderr io.Writer) int {
+		return run(ctx, n, opts(t, line), stdout, stderr)
 	}
-	return out.String()
 }
 
 func TestDaemon(t *testing.T) {
 	var sent [][]string
-	server := inDaemon(t, func(client func(string) string) {
+	server := testnode.Serve(t, "ocbr", tool(t), func(client func(string) string) {
 		for _, line := range []string{"-d 200ms -r 10M", "-d 200ms -f", "-d 200ms -f -q data -s 60000", "-d 100ms -r 10M --spin -s 1"} {
 			got := client("-n ocbr " + line)
 			if !strings.Contains(got, "sent statistics: ") || strings.Contains(got, ": 0 packets") {
