@@ -190,8 +190,8 @@ type Conn struct {
 	ackTime         int64 // ns, lwe moved
 	recovering      bool
 	recover         uint32
-	resend          bool   // lwe is to be sent again
 	sweep, sweepEnd uint32 // to be sent again because time was up
+	cwnd            cwnd   // towards a reference end
 	blocked         bool   // a writer waits
 	blockedAt       int64
 	rdvsAt          int64
@@ -279,6 +279,7 @@ func New(cfg Config) (*Conn, error) {
 		reliable: m == Reliable, linger: m == Reliable, plain: cfg.Plain || cfg.Spec, spec: cfg.Spec,
 		rto: firstRTO, patience: 1, ackAt: Never, rdvsAt: Never, announceAt: Never, rackAt: Never,
 	}
+	c.cwnd.disabled = !c.reliable || c.spec
 	if m == Bare {
 		return nil, errors.New("frcp: the qos of the flow does not ask for ordering")
 	}
@@ -390,7 +391,7 @@ func (c *Conn) fail(err error) {
 	}
 	c.dropEarly()
 	c.dropPart()
-	c.blocked, c.resend, c.ctlDue, c.rdvsDue, c.announceDue = false, false, false, false, false
+	c.blocked, c.ctlDue, c.rdvsDue, c.announceDue = false, false, false, false
 	c.ackAt, c.announceAt, c.eosLeft, c.finalAck = Never, Never, 0, false
 	c.mtu.stop()
 	c.clearFlight()
@@ -508,6 +509,8 @@ func (c *Conn) Deadline() int64 {
 	d := min(c.ackAt, c.announceAt, c.mtu.at)
 	if c.paced() {
 		d = min(d, c.deadlineExt())
+	} else {
+		d = min(d, c.plainAt())
 	}
 	if c.endUnheard() {
 		d = min(d, c.endGivenUp())
@@ -531,6 +534,6 @@ func (c *Conn) Deadline() int64 {
 }
 
 func (c *Conn) sendNow() bool {
-	return c.nxt != c.seqno && !c.paced() || c.probeDue || c.resend || c.sweep != c.sweepEnd || c.ctlDue || c.rdvsDue ||
+	return c.probeDue || c.sweep != c.sweepEnd || c.ctlDue || c.rdvsDue ||
 		c.finalAck || c.announceDue || c.eosLeft > 0 || c.farewell() || c.mtu.due != 0 || c.mtu.answers > 0 || c.cut.on
 }

@@ -115,7 +115,7 @@ func (c *Conn) meet(now int64) {
 		for n := c.lwe; n != c.nxt; n++ {
 			c.move(n, c.out.at(n), onWay)
 		}
-		c.resend, c.sweep, c.recovering = false, c.sweepEnd, false
+		c.sweep, c.recovering, c.cwnd.refill = c.sweepEnd, false, false
 		for i := range uint32(len(c.early.s)) {
 			if n := c.next + i; c.early.at(n).full {
 				c.ooo.add(n, n+1)

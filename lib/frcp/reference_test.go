@@ -286,6 +286,35 @@ func TestTowardsReference(t *testing.T) {
 	}
 }
 
+// What a path to a reference end carries is used, without losing much of it in
+// queues that are far shorter than the window.
+func TestPathToReference(t *testing.T) {
+	const n = 20000
+	for _, p := range []struct {
+		rate, packets int64 // packets/s; that wait
+		loss, least   float64
+	}{
+		{1e6, 1000, 0, 15000}, {5000, 100, 0, 4000}, {5000, 20, 0, 2000}, {20000, 40, 0, 5000}, {500, 10, 0, 350}, {5000, 100, 0.01, 300},
+	} {
+		ref := newReference(qos.Data, 0)
+		ours := newConn(t, Config{QoS: qos.Data, Rand: rands(1)})
+		w := newNetwork(1, ours, ref, link{delay: ms / 2})
+		w.links[0] = link{delay: ms / 2, rate: p.rate * 1012, queue: p.packets * 1012, loss: p.loss}
+		msg, sent, start := make([]byte, 1000), 0, w.now
+		w.run(100*time.Second, func() bool {
+			for sent < n && ours.Write(w.now, msg) == nil {
+				sent++
+			}
+			return len(ref.got) == n
+		})
+		s, rate := ours.Stats(), float64(len(ref.got))*1e9/float64(w.now-start)
+		t.Logf("%d packets/s, %d wait, loss %v: %.0f packets/s, %.1f %% repeated, %d times up", p.rate, p.packets, p.loss, rate, float64(s.Resent)/float64(s.Sent)*100, s.RTOs)
+		if rate < p.least || float64(s.Resent)/float64(s.Sent) > 0.07+5*p.loss {
+			t.Errorf("%.0f of %d packets/s, %+v", rate, p.rate, s)
+		}
+	}
+}
+
 // After silence longer than Delta-t we draw a new number, and the reference,
 // whose receiver has expired by then, follows; packets of the old run do not
 // start one.

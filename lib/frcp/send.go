@@ -79,9 +79,10 @@ func (c *Conn) startRun(now int64) {
 	s := c.rand()
 	c.lwe, c.nxt, c.seqno, c.rwe = s, s, s, s+startWindow
 	c.sRun, c.conf, c.known, c.sAct, c.ackTime = true, false, false, now, now
-	c.backoff, c.recovering, c.resend = 0, false, false
+	c.backoff, c.recovering = 0, false
 	c.clearFlight()
 	c.stale, c.rdvsOut, c.sweep, c.sweepEnd = 0, false, s, s
+	c.cwnd.reset()
 	c.unblock()
 }
 
@@ -268,12 +269,6 @@ func (c *Conn) pollPlain(now int64, dst []byte) int {
 			return n
 		}
 	}
-	if c.resend {
-		c.resend = false
-		if c.lwe != c.nxt {
-			return c.repeat(now, dst, c.lwe, false)
-		}
-	}
 	if c.sweep != c.sweepEnd {
 		if before(c.sweep, c.lwe) {
 			c.sweep = c.lwe
@@ -284,7 +279,7 @@ func (c *Conn) pollPlain(now int64, dst []byte) int {
 		}
 		c.sweep = c.sweepEnd
 	}
-	if c.nxt != c.seqno {
+	if now >= c.plainAt() {
 		return c.sendNext(now, dst)
 	}
 	return 0
@@ -336,13 +331,13 @@ func (c *Conn) timers(now int64) {
 		case c.spec:
 		case c.paced():
 			c.timersExt(now)
-		case now >= c.rtoAt() && !c.resend && c.sweep == c.sweepEnd:
-			// Whatever has been out as long is due as well (the reference has
-			// a timer for each), but the less of it the longer nothing helps.
+		case now >= c.rtoAt() && c.sweep == c.sweepEnd:
 			c.stats.RTOs++
-			c.sweep, c.sweepEnd = c.lwe, c.lwe+min(c.nxt-c.lwe, max(uint32(sweepMax)>>c.backoff, 1))
 			c.recovering, c.recover = true, c.nxt
+			c.cwnd.timeUp(c.nxt-c.lwe, c.backoff > 0)
 			c.backoff = min(c.backoff+1, 16)
+			c.sweep, c.sweepEnd = c.lwe, c.lwe
+			c.refill()
 		}
 	}
 }
@@ -408,6 +403,8 @@ func (c *Conn) sendNext(now int64, dst []byte) int {
 		}
 	case c.spec && c.reliable:
 		c.specSent(now, seq, s)
+	case c.reliable:
+		c.cwnd.sent(now, c.srtt)
 	}
 	n := c.emit(now, dst, s.flags, seq, s)
 	if !c.reliable {
@@ -570,16 +567,10 @@ func (c *Conn) onAck(now int64, a uint32) {
 	if sample >= 0 {
 		c.sampleRTT(sample)
 	}
+	c.cwnd.acknowledged(a - c.lwe)
 	c.lwe, c.ackTime, c.backoff, c.conf = a, now, 0, true
-	if c.recovering {
-		if !before(a, c.recover) {
-			c.recovering, c.resend = false, false
-		} else {
-			// The next one is missing too: one loss is learnt per round trip.
-			s := c.out.at(a)
-			c.resend = !s.again || now-s.sent >= c.srtt
-		}
-	}
+	c.recovering = c.recovering && before(a, c.recover)
+	c.refill()
 }
 
 func (c *Conn) sampleRTT(m int64) {
