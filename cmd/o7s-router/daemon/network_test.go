@@ -138,7 +138,7 @@ func (h *host) flows() (out []irm.FlowInfo) {
 // routed waits until the host has a route to somebody.
 func (h *host) routed() {
 	h.t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
 		var routes []ipcp.Route
 		if _, err := h.ipc.Call(h.t.Context(), ipc.OpShow, ipc.ShowArgs{What: "routes"}, &routes); err != nil {
 			h.t.Fatal(err)
@@ -152,13 +152,30 @@ func (h *host) routed() {
 	}
 }
 
+// accepting waits until somebody accepts flows to name.
+func (h *host) accepting(name string) {
+	h.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		var r ipc.ListResult
+		if _, err := h.ipc.Call(h.t.Context(), ipc.OpList, ipc.ListArgs{What: "names", Prefix: name}, &r); err != nil {
+			h.t.Fatal(err)
+		}
+		if slices.ContainsFunc(r.Names, func(i ipc.NameInfo) bool { return i.Name == name && i.Accepting > 0 }) {
+			return
+		}
+		if time.Now().After(deadline) {
+			h.t.Fatalf("nobody accepts flows to %s: %+v", name, r.Names)
+		}
+	}
+}
+
 // ping allocates a flow from a to name, which this process serves at b, and
 // sends n packets there and back.
 func ping(t *testing.T, a, b *host, name string, n int) {
 	t.Helper()
 	server, client := o7s.New(o7s.Options{RunDir: b.dir, Prog: "server"}), o7s.New(o7s.Options{RunDir: a.dir, Prog: "client"})
 	defer client.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	done := make(chan error, 1)
 	go func() {
 		done <- func() error {
@@ -179,6 +196,7 @@ func ping(t *testing.T, a, b *host, name string, n int) {
 			}
 		}()
 	}()
+	b.accepting(name)
 	begin := time.Now()
 	f, err := client.Alloc(ctx, name, nil)
 	if err != nil {
@@ -187,7 +205,7 @@ func ping(t *testing.T, a, b *host, name string, n int) {
 	}
 	took := time.Since(begin)
 	buf := make([]byte, 2000)
-	_ = f.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_ = f.SetReadDeadline(time.Now().Add(20 * time.Second))
 	begin = time.Now()
 	for i := range n {
 		msg := fmt.Sprint("packet ", i)
@@ -212,7 +230,7 @@ func ping(t *testing.T, a, b *host, name string, n int) {
 		t.Error(err)
 	}
 	for _, h := range []*host{a, b} {
-		for deadline := time.Now().Add(5 * time.Second); len(h.flows()) > 0; time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(20 * time.Second); len(h.flows()) > 0; time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("flows left: %+v", h.flows())
 			}
@@ -273,7 +291,7 @@ func echoAll(t *testing.T, a, b *host, name string, q qos.Spec) {
 	server, client := o7s.New(o7s.Options{RunDir: b.dir, Prog: "server"}), o7s.New(o7s.Options{RunDir: a.dir, Prog: "client"})
 	defer client.Close()
 	defer server.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
 	served := make(chan error, 1)
 	go func() {
@@ -294,6 +312,7 @@ func echoAll(t *testing.T, a, b *host, name string, q qos.Spec) {
 			}
 		}
 	}()
+	b.accepting(name)
 	f, err := client.Alloc(ctx, name, &q)
 	if err != nil {
 		t.Fatalf("%s: %v", name, err)
@@ -316,7 +335,7 @@ func echoAll(t *testing.T, a, b *host, name string, q qos.Spec) {
 		}
 		sent <- f.CloseWrite()
 	}()
-	_ = f.SetReadDeadline(time.Now().Add(15 * time.Second))
+	_ = f.SetReadDeadline(time.Now().Add(60 * time.Second))
 	buf := make([]byte, 100000)
 	for i := range n {
 		k, err := f.Read(buf)

@@ -118,7 +118,7 @@ func (p *program) kill() {
 // expect waits for a line that starts with prefix.
 func (p *program) expect(limit time.Duration, prefix string) string {
 	p.t.Helper()
-	t := time.NewTimer(limit)
+	t := time.NewTimer(slack * limit)
 	defer t.Stop()
 	for {
 		select {

@@ -31,7 +31,7 @@ func (n *network) raw(host string) *net.UnixConn {
 // answer reads one reply; ok is false when the daemon hung up instead.
 func answer(t *testing.T, c *net.UnixConn) (r ipc.Reply, ok bool) {
 	t.Helper()
-	_ = c.SetReadDeadline(time.Now().Add(2 * time.Second))
+	_ = c.SetReadDeadline(time.Now().Add(slack * 2 * time.Second))
 	buf := make([]byte, ipc.MaxMessage+1)
 	k, err := c.Read(buf)
 	if k == 0 || err != nil {

@@ -133,7 +133,7 @@ func (x *transfer) moves(limit time.Duration) time.Duration {
 	begin := time.Now()
 	const more = 100
 	want := [2]int64{x.sent[1].Load() + more, x.sent[0].Load() + more}
-	for deadline := begin.Add(limit); ; {
+	for deadline := begin.Add(slack * limit); ; {
 		if x.received[0].Load() >= want[0] && x.received[1].Load() >= want[1] {
 			return time.Since(begin)
 		}

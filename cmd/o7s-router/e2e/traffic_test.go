@@ -112,7 +112,7 @@ func (s *server) echo(f *o7s.Flow) {
 
 // ask sends a message and returns the answer.
 func ask(f *o7s.Flow, msg string) (string, error) {
-	if err := f.SetReadDeadline(time.Now().Add(2 * time.Second)); err != nil {
+	if err := f.SetReadDeadline(time.Now().Add(slack * 2 * time.Second)); err != nil {
 		return "", err
 	}
 	if _, err := f.Write([]byte(msg)); err != nil {
