@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"runtime/debug"
 	"sync"
 	"testing"
 	"time"
@@ -455,13 +456,16 @@ func TestOrderedFlowAllocatesNothing(t *testing.T) {
 			}
 		}
 	}
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // a collection empties the pools
+	// Queues and pools grow, and grow again when the machine is busy and more
+	// is on the way than ever before, but not for ever.
+	n := 1.
 	for range 20 {
-		round() // queues and pools grow
+		if n = testing.AllocsPerRun(50, round); n < 1 {
+			return
+		}
 	}
-	// A collection may empty the pools meanwhile.
-	if n := testing.AllocsPerRun(50, round); n >= 5 {
-		t.Errorf("%.0f allocations for 50 messages", n)
-	}
+	t.Errorf("%.0f allocations for 50 messages", n)
 }
 
 // A message larger than a packet can be written as soon as the flow is there:

@@ -739,7 +739,7 @@ func TestNoAllocation(t *testing.T) {
 			y.Write(q[:n])
 		}
 	}()
-	x.SetReadTimeout(time.Second)
+	x.SetReadTimeout(time.Minute)
 	n := testing.AllocsPerRun(500, func() {
 		x.SetReadDeadline(time.Now().Add(time.Minute))
 		x.Write(msg)
@@ -1006,7 +1006,7 @@ func TestAppNoAllocation(t *testing.T) {
 			tap.Write(out)
 		}
 	}()
-	f.SetReadTimeout(time.Second)
+	f.SetReadTimeout(time.Minute)
 	msg := []byte("request")
 	if n := testing.AllocsPerRun(500, func() {
 		f.Write(msg)

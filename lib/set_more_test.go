@@ -160,7 +160,7 @@ func TestSetReads(t *testing.T) {
 	evs := make([]SetEvent, 1)
 	got := map[*Flow]bool{}
 	for range 2 {
-		if n, err := s.Wait(evs, time.Second); n != 1 || err != nil {
+		if n, err := s.Wait(evs, time.Minute); n != 1 || err != nil {
 			t.Fatal(n, err)
 		}
 		got[evs[0].Flow] = true
