@@ -44,17 +44,21 @@ type link struct {
 // cutFlow is an end of a local pair that loses everything while it is down.
 type cutFlow struct {
 	*local.Flow
-	mu   sync.Mutex // guards down and sink
-	down bool
-	sink ipcp.Sink
+	mu     sync.Mutex // guards what follows
+	down   bool
+	silent bool // nobody knows that it is
+	sink   ipcp.Sink
 }
 
 func (f *cutFlow) Send(b *packet.Buf) error {
 	f.mu.Lock()
-	down := f.down
+	down, silent := f.down, f.silent
 	f.mu.Unlock()
 	if down {
 		b.Release()
+		if silent {
+			return nil
+		}
 		return o7serr.EFLOWDOWN
 	}
 	return f.Flow.Send(b)
@@ -71,7 +75,7 @@ func (f *cutFlow) SetSink(s ipcp.Sink) {
 // that fails further away does.
 func (f *cutFlow) set(up, silent bool) {
 	f.mu.Lock()
-	f.down = !up
+	f.down, f.silent = !up, silent
 	s := f.sink
 	f.mu.Unlock()
 	if s == nil || silent {
