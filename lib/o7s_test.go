@@ -48,15 +48,15 @@ func (w withDaemon) Run() int {
 // "held" leaves the other end to the test, those of direct lead to whoever accepts,
 // "app" uses a device (a socket here), every other name is refused.
 type fake struct {
-	t     testing.TB
-	dir   string
-	l     *ipc.Listener
-	wg    sync.WaitGroup
-	held  chan *held
-	tap   chan *os.File // the network's side of a program's device
-	ahead string        // what the rings of an "app" have before its reply
+	t    testing.TB
+	dir  string
+	l    *ipc.Listener
+	wg   sync.WaitGroup
+	held chan *held
+	tap  chan *os.File // the network's side of a program's device
 
 	mu      sync.Mutex // guards what follows
+	ahead   string     // what the rings of an "app" have before its reply
 	hello   ipc.HelloArgs
 	conns   []*ipc.Conn
 	flow    uint32
@@ -340,7 +340,7 @@ func (d *fake) alloc(c *ipc.Conn, r ipc.Request) {
 		g, fds := d.rings(c, nil)
 		res.Ring = g[0]
 		d.mu.Lock()
-		has := d.taps[c]
+		has, ahead := d.taps[c], d.ahead
 		d.taps[c] = true
 		d.mu.Unlock()
 		if !has {
@@ -354,8 +354,8 @@ func (d *fake) alloc(c *ipc.Conn, r ipc.Request) {
 			fds[0] = append(fds[0], s[1])
 		}
 		end := d.open(g[1], fds[1])
-		if d.ahead != "" { // came before the device had the flow
-			_ = end.Write([]byte(d.ahead))
+		if ahead != "" { // came before the device had the flow
+			_ = end.Write([]byte(ahead))
 		}
 		c.Reply(r.ID, res, nil, fds[0]...)
 		d.held <- &held{end: end, flow: id, conn: c, handle: res.App.Handle}
@@ -963,7 +963,9 @@ func TestApp(t *testing.T) {
 	if n, err := flows[2].Read(p); err != nil || string(p[:n]) != "mine" {
 		t.Errorf("%q, %v", p[:n], err)
 	}
+	d.mu.Lock()
 	d.ahead = "ahead"
+	d.mu.Unlock()
 	f, err := c.Alloc(t.Context(), "app", nil)
 	if err != nil {
 		t.Fatal(err)

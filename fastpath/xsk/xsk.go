@@ -167,8 +167,11 @@ type Socket struct {
 }
 
 // bindPatience is how long a queue may stay bound after its last owner closed
-// it: the kernel releases it from deferred work, after about 23 ms.
-const bindPatience = 500 * time.Millisecond
+// it: the kernel releases it from deferred work after an RCU grace period,
+// about 23 ms on a machine with nothing to do, half a second and more on a busy
+// one. The alternative is a packet socket, many times slower, for as long as the
+// port is open.
+const bindPatience = 3 * time.Second
 
 // Open makes a socket and binds it. A queue takes one socket per Umem; while
 // another one has it the error is EBUSY, after a short wait.
@@ -296,9 +299,9 @@ func (s *Socket) options(c Config) error {
 
 func bind(fd int, sa unix.Sockaddr) error {
 	const step = 5 * time.Millisecond
-	for waited := time.Duration(0); ; waited += step {
+	for begin := time.Now(); ; {
 		err := unix.Bind(fd, sa)
-		if err != unix.EBUSY || waited >= bindPatience {
+		if err != unix.EBUSY || time.Since(begin) >= bindPatience {
 			return err
 		}
 		time.Sleep(step)

@@ -136,9 +136,10 @@ func pingPong(t *testing.T, f *o7s.Flow, count int) {
 
 // pinger sends a message per interval over a flow and notes when the answers come.
 type pinger struct {
-	flow *o7s.Flow
-	stop chan struct{}
-	wg   sync.WaitGroup
+	flow  *o7s.Flow
+	quiet chan struct{} // closed: nothing more is sent
+	stop  chan struct{}
+	wg    sync.WaitGroup
 
 	mu       sync.Mutex // guards what follows
 	sent     uint64
@@ -148,7 +149,7 @@ type pinger struct {
 }
 
 func startPings(f *o7s.Flow, interval time.Duration) *pinger {
-	p := &pinger{flow: f, stop: make(chan struct{}), last: time.Now()}
+	p := &pinger{flow: f, quiet: make(chan struct{}), stop: make(chan struct{}), last: time.Now()}
 	_ = f.SetReadDeadline(time.Time{})
 	p.wg.Go(func() {
 		tick := time.NewTicker(interval)
@@ -157,7 +158,7 @@ func startPings(f *o7s.Flow, interval time.Duration) *pinger {
 		for {
 			select {
 			case <-tick.C:
-			case <-p.stop:
+			case <-p.quiet:
 				return
 			}
 			p.mu.Lock()
@@ -222,8 +223,18 @@ func (p *pinger) more(t *testing.T, limit time.Duration, count uint64) {
 	})
 }
 
-// end stops the pings and closes the flow.
+// end stops the pings, waits for answers that are on their way, and closes the
+// flow.
 func (p *pinger) end() (sent, received uint64) {
+	close(p.quiet)
+	for limit := time.Now().Add(slack * 200 * time.Millisecond); time.Now().Before(limit); time.Sleep(5 * time.Millisecond) {
+		p.mu.Lock()
+		all := p.received >= p.sent
+		p.mu.Unlock()
+		if all {
+			break
+		}
+	}
 	close(p.stop)
 	_ = p.flow.SetReadDeadline(time.Now())
 	p.wg.Wait()
