@@ -98,9 +98,10 @@ func TestClientDies(t *testing.T) {
 	s := n.start("ready", 1, "--listen", "7=sink", "--", p, "sink-server", "7")
 	n.want("--", py, "-c", `import socket; socket.create_connection(("sink", 7)).sendall(b"x"*100000)`)
 	s.await("end")
+	// More than fits in between: the server has accepted it.
 	c := n.start("sent", 1, "--", py, "-uc", `
 import socket, time
-s = socket.create_connection(("sink", 7)); s.sendall(b"x"*100000); print("sent"); time.sleep(60)`)
+s = socket.create_connection(("sink", 7)); s.sendall(b"x"*(8 << 20)); print("sent"); time.sleep(60)`)
 	c.kill()
 	s.await("reset")
 	n.clean()
