@@ -569,12 +569,14 @@ func TestProcessKilled(t *testing.T) {
 	if err := write(e, b[:300]); err != nil {
 		t.Fatal(err)
 	}
+	patience := 20 * time.Second
 	for i := range 20000 {
 		if i == 10000 {
 			cmd.Process.Kill()
 			cmd.Wait()
+			patience = 50 * time.Millisecond // nothing new can come
 		}
-		e.Waiter().SetDeadline(DirRead, time.Now().Add(50*time.Millisecond))
+		e.Waiter().SetDeadline(DirRead, time.Now().Add(patience))
 		n, err := read(e, b)
 		if errors.Is(err, os.ErrDeadlineExceeded) && i > 10000 {
 			return
