@@ -48,6 +48,8 @@ func (c *Conn) Input(now int64, p []byte) {
 	fresh := false
 	if !c.rRun || now-c.rData > c.rExpire {
 		switch {
+		case h.Flags&DRF != 0 && c.rRun && h.Seq == c.next:
+			c.rData = now // nothing is missing: the run goes on, and so does a message of which a part is here
 		case h.Flags&DRF != 0:
 			if !c.newRun(now, h.Seq) {
 				return
