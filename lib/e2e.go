@@ -126,11 +126,12 @@ func (p *e2ePath) advance(now int64, take bool) {
 	if p.released {
 		return
 	}
-	for more := take && p.driving == nobody; more; {
+	for more := (take || p.down != nil) && p.driving == nobody; more; {
 		more = p.take(now)
 		p.pump(now)
 	}
-	if p.down != nil {
+	if p.down != nil && p.driving == nobody {
+		// While somebody drives there may be packets that he has not taken in yet.
 		p.conn.Abort(p.down)
 	}
 	p.pump(now)
