@@ -695,3 +695,37 @@ func TestReleasedBeforeTheReaderLooked(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A large message that was refused, and is not tried again, keeps nobody busy.
+func TestLargeMessageGivenUp(t *testing.T) {
+	p, _ := above(t, qos.Data)
+	if err := p.Put(make([]byte, 5000)); !errors.Is(err, ring.ErrFull) {
+		t.Fatal(err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := nanotime() + int64(time.Hour)
+	for p.conn.Poll(now, p.frame) > 0 { // announcements
+		now += int64(time.Hour)
+	}
+	if d := p.deadline(now); d <= now {
+		t.Errorf("the next look is due %v ago", time.Duration(now-d))
+	}
+}
+
+// A deadline further away than a wait of the lower path lasts is none before its
+// time.
+func TestFarDeadline(t *testing.T) {
+	p, b := above(t, qos.Data)
+	far := time.Now().Add(10 * time.Hour)
+	_ = p.SetDeadline(ring.DirRead, far)
+	p.mu.Lock()
+	if d := p.dl[ring.DirRead]; d < int64(far.Sub(epoch)) {
+		t.Errorf("expires %v early", far.Sub(epoch)-time.Duration(d))
+	}
+	p.setLower(p.dl[ring.DirRead])
+	p.mu.Unlock()
+	if d := time.Until(b.deadline); d > time.Duration(maxWait) || d < 0 {
+		t.Errorf("the lower path waits for %v", d)
+	}
+}
