@@ -83,7 +83,8 @@ const (
 	// meetTime bounds how long the first message larger than a packet waits for
 	// the peer to say what it is. Ours do so as soon as the flow is there.
 	meetTime = int64(time.Second)
-	// maxWait keeps a far deadline within what a time.Time of a poller takes.
+	// maxWait bounds a wait on the lower path, which begins anew then: it keeps a
+	// far deadline within what a time.Time of a poller takes.
 	maxWait = int64(time.Hour)
 )
 
@@ -126,11 +127,12 @@ func (p *e2ePath) advance(now int64, take bool) {
 	if p.released {
 		return
 	}
-	for more := take && p.driving == nobody; more; {
+	for more := (take || p.down != nil) && p.driving == nobody; more; {
 		more = p.take(now)
 		p.pump(now)
 	}
-	if p.down != nil {
+	if p.down != nil && p.driving == nobody {
+		// While somebody drives there may be packets that he has not taken in yet.
 		p.conn.Abort(p.down)
 	}
 	p.pump(now)
@@ -187,7 +189,7 @@ func (p *e2ePath) deadline(now int64) int64 {
 		return now + roomRetry
 	}
 	d := p.conn.Deadline()
-	if p.large {
+	if p.large && now < p.largeBy { // later nobody waits for it, who wrote may have given up
 		d = min(d, p.largeBy)
 	}
 	return d
@@ -249,7 +251,7 @@ func (p *e2ePath) wake(d ring.Dir) {
 func (p *e2ePath) setLower(t int64) {
 	var at time.Time
 	if t != frcp.Never {
-		at = epoch.Add(time.Duration(t))
+		at = epoch.Add(time.Duration(min(t, nanotime()+maxWait)))
 	}
 	_ = p.lower.SetDeadline(ring.DirRead, at)
 }
@@ -489,7 +491,7 @@ func (p *e2ePath) SetDeadline(d ring.Dir, t time.Time) error {
 	}
 	at := frcp.Never
 	if !t.IsZero() {
-		at = int64(min(t.Sub(epoch), time.Duration(nanotime()+maxWait)))
+		at = int64(t.Sub(epoch))
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

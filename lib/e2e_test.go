@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/o7s/o7s-router/lib/frcp"
+	"github.com/o7s/o7s-router/lib/ipc"
 	"github.com/o7s/o7s-router/lib/o7serr"
 	"github.com/o7s/o7s-router/lib/qos"
 	"github.com/o7s/o7s-router/lib/ring"
@@ -575,4 +576,156 @@ func (p *e2ePath) drives() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.driving != nobody
+}
+
+// below is a path under the protocol that does what the test says.
+type below struct {
+	path
+	mu       sync.Mutex // guards what follows
+	in       [][]byte
+	deadline time.Time
+	waits    chan struct{} // one for each wait that began
+	kick     chan struct{}
+}
+
+func (b *below) Next() ([]byte, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.in) == 0 {
+		return nil, ring.ErrEmpty
+	}
+	return b.in[0], nil
+}
+
+func (b *below) Skip() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.in = b.in[1:]
+}
+
+func (b *below) WaitRead() error {
+	b.waits <- struct{}{}
+	<-b.kick
+	return nil
+}
+
+func (b *below) Kick(ring.Dir) {
+	select {
+	case b.kick <- struct{}{}:
+	default:
+	}
+}
+
+func (b *below) SetDeadline(_ ring.Dir, t time.Time) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.deadline = t
+	return nil
+}
+
+func (*below) Release()               {}
+func (*below) OnRing(func(lead bool)) {}
+func (*below) Arm() bool              { return true }
+func (*below) Put([]byte) error       { return nil }
+func (*below) Flush()                 {}
+func (*below) Peer() ring.State       { return 0 }
+func (*below) Close() error           { return nil }
+
+// above makes the protocol on a path of the test's.
+func above(t *testing.T, q qos.Spec) (*e2ePath, *below) {
+	t.Helper()
+	b := &below{waits: make(chan struct{}, 100), kick: make(chan struct{}, 1)}
+	hub, err := ring.NewHub(-1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	td := &tender{hub: func() *ring.Hub { return hub }}
+	p, err := newE2EPath(b, &ipc.FlowResult{QoS: q, MTU: 1500}, false, td)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		p.Close()
+		hub.Close()
+	})
+	return p, b
+}
+
+// What has arrived when the other end releases the flow is read, also if the
+// news of that come before the reader has looked.
+func TestReleasedBeforeTheReaderLooked(t *testing.T) {
+	p, b := above(t, qos.Voice)
+	peer, err := frcp.New(frcp.Config{QoS: qos.Voice, MaxPacket: 1500, Rand: sequence})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Release()
+	read := make(chan error, 1)
+	go func() {
+		for {
+			m, err := p.Next()
+			if errors.Is(err, ring.ErrEmpty) {
+				if err = p.WaitRead(); err == nil {
+					continue
+				}
+			}
+			if err == nil && string(m) != "last words" {
+				err = fmt.Errorf("read %q", m)
+			}
+			read <- err
+			return
+		}
+	}()
+	<-b.waits
+	f := &Flow{path: p, e2e: p}
+	f.state.Store(stateDealloc)
+	if r, w := f.trouble(false), f.trouble(true); r != nil || !errors.Is(w, errDealloc) {
+		t.Errorf("before the protocol knows: read %v, write %v", r, w)
+	}
+	if err := peer.Write(1, []byte("last words")); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 1500)
+	n := peer.Poll(1, buf)
+	b.mu.Lock()
+	b.in = append(b.in, buf[:n])
+	b.mu.Unlock()
+	p.fail(errDealloc)
+	if err := <-read; err != nil {
+		t.Error(err)
+	}
+}
+
+// A large message that was refused, and is not tried again, keeps nobody busy.
+func TestLargeMessageGivenUp(t *testing.T) {
+	p, _ := above(t, qos.Data)
+	if err := p.Put(make([]byte, 5000)); !errors.Is(err, ring.ErrFull) {
+		t.Fatal(err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := nanotime() + int64(time.Hour)
+	for p.conn.Poll(now, p.frame) > 0 { // announcements
+		now += int64(time.Hour)
+	}
+	if d := p.deadline(now); d <= now {
+		t.Errorf("the next look is due %v ago", time.Duration(now-d))
+	}
+}
+
+// A deadline further away than a wait of the lower path lasts is none before its
+// time.
+func TestFarDeadline(t *testing.T) {
+	p, b := above(t, qos.Data)
+	far := time.Now().Add(10 * time.Hour)
+	_ = p.SetDeadline(ring.DirRead, far)
+	p.mu.Lock()
+	if d := p.dl[ring.DirRead]; d < int64(far.Sub(epoch)) {
+		t.Errorf("expires %v early", far.Sub(epoch)-time.Duration(d))
+	}
+	p.setLower(p.dl[ring.DirRead])
+	p.mu.Unlock()
+	if d := time.Until(b.deadline); d > time.Duration(maxWait) || d < 0 {
+		t.Errorf("the lower path waits for %v", d)
+	}
 }

@@ -203,6 +203,8 @@ func (f *Flow) trouble(write bool) error {
 		return *f.daemon.Load()
 	case f.info.Direct && !write && (peer&ring.Ended != 0 || peer&(ring.Closed|ring.Down) == ring.Closed && f.ordered()):
 		return io.EOF
+	case st&stateDealloc != 0 && peer&ring.Closed == 0 && f.e2e != nil && !write:
+		return nil // the protocol returns it, behind what has arrived: a writer may be about to take that in
 	case st&stateDealloc != 0 || peer&ring.Closed != 0:
 		return errDealloc
 	case f.e2e != nil && st&statePeer == 0:

@@ -163,3 +163,73 @@ func TestQuarantine(t *testing.T) {
 		t.Fatal(q)
 	}
 }
+
+// A flow that is closed as soon as one message is written, on a path that loses
+// nothing and on which packets overtake each other: the message arrives, before
+// the end, whatever else of the flow came first.
+func TestShortFlow(t *testing.T) {
+	for _, spec := range []qos.Spec{qos.Data, qos.Voice} {
+		for n := range 2 {
+			for seed := range uint64(300) {
+				a := newConn(t, Config{QoS: spec, Rand: rands(seed)})
+				b := newConn(t, Config{QoS: spec, Rand: rands(seed + 1)})
+				w := newNetwork(seed, a, b, link{delay: ms, jitter: 5 * ms})
+				w.check = 1
+				a.Announce()
+				b.Announce()
+				if seed%2 == 0 {
+					w.run(time.Second, a.PeerExt)
+				}
+				all, p := msgs(seed, n, 8, 100), &app{c: b, readSize: 200}
+				for _, m := range all {
+					if err := a.Write(w.now, m); err != nil {
+						t.Fatal(err)
+					}
+				}
+				a.Close(w.now)
+				start := w.now
+				ok := w.run(10*time.Second, func() bool {
+					if p.run(w.now); p.eof {
+						b.Close(w.now)
+					}
+					return p.eof && a.Done() && b.Done()
+				})
+				if s := sameSequence(p.got, all, true); !ok || len(p.got) != n || s != "" || a.Err() != nil || b.Err() != nil {
+					t.Fatalf("%v, seed %d: closed %v, %d of %d messages, %v, %v %s", ModeOf(spec), seed, ok, len(p.got), n, a.Err(), b.Err(), s)
+				}
+				if d := w.now - start; d > 2*endPatience {
+					t.Fatalf("%v, seed %d: took %v", ModeOf(spec), seed, time.Duration(d))
+				}
+			}
+		}
+	}
+}
+
+// The end of stream of an ordered flow does not wait for what was lost for long,
+// nor for anything if the flow ends.
+func TestEndAfterLoss(t *testing.T) {
+	for _, gone := range []bool{false, true} {
+		a, b, w := ourPair(t, qos.Voice, 0)
+		for i := range 3 {
+			w.links[0].cut = func(int64) bool { return i == 2 }
+			if err := a.Write(w.now, []byte{byte(i)}); err != nil {
+				t.Fatal(err)
+			}
+			w.run(5*time.Millisecond, func() bool { return false })
+		}
+		w.links[0].cut = nil
+		a.CloseWrite(w.now)
+		w.run(5*time.Millisecond, func() bool { return false })
+		p, start := &app{c: b, readSize: 10}, w.now
+		if p.run(w.now); len(p.got) != 2 || p.eof {
+			t.Fatalf("%d messages, end %v", len(p.got), p.eof)
+		}
+		if gone {
+			b.Abort(o7serr.EFLOWDOWN)
+		}
+		w.run(time.Second, func() bool { p.run(w.now); return p.eof })
+		if d := w.now - start; !p.eof || d > endPatience || gone && d > ms || b.Stats().Gaps != 1 {
+			t.Errorf("gone %v: end %v after %v, %+v", gone, p.eof, time.Duration(d), b.Stats())
+		}
+	}
+}

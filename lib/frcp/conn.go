@@ -51,6 +51,9 @@ const (
 	// lastWords is for how long an end of stream is repeated to a peer that has
 	// closed the flow and is not heard of any more.
 	lastWords = int64(5 * time.Second)
+	// endPatience is how long an end of stream that came before data on an ordered
+	// flow waits for that, if packets do not die earlier.
+	endPatience = int64(100 * time.Millisecond)
 	// A sender continues its numbers this much longer than it must: the peer
 	// counts whole seconds from arrivals, and takes a new run too early for
 	// part of the old one.
@@ -263,7 +266,9 @@ type Conn struct {
 	partPkts  uint32
 	cur       *packet.Buf // rest of a message that a short read left
 	eos       bool
-	gone      bool // the peer has closed
+	endAt     int64  // then an end of stream is taken that may have overtaken data
+	endSeq    uint32 // its number
+	gone      bool   // the peer has closed
 	rclosed   bool
 	ackCount  int
 	ackAt     int64
@@ -277,7 +282,7 @@ func New(cfg Config) (*Conn, error) {
 		codec: cfg.Codec, cipher: cfg.Cipher, rand: cfg.Rand,
 		maxMessage: cfg.MaxMessage, window: maxWindow, granted: refWindow, buffer: cfg.Buffer,
 		reliable: m == Reliable, linger: m == Reliable, plain: cfg.Plain || cfg.Spec, spec: cfg.Spec,
-		rto: firstRTO, patience: 1, ackAt: Never, rdvsAt: Never, announceAt: Never, rackAt: Never,
+		rto: firstRTO, patience: 1, ackAt: Never, rdvsAt: Never, announceAt: Never, rackAt: Never, endAt: Never,
 	}
 	c.cwnd.disabled = !c.reliable || c.spec
 	if m == Bare {
@@ -391,6 +396,9 @@ func (c *Conn) fail(err error) {
 	}
 	c.dropEarly()
 	c.dropPart()
+	if c.endAt != Never {
+		c.endHeld()
+	}
 	c.blocked, c.ctlDue, c.rdvsDue, c.announceDue = false, false, false, false
 	c.ackAt, c.announceAt, c.eosLeft, c.finalAck = Never, Never, 0, false
 	c.mtu.stop()
@@ -506,7 +514,7 @@ func (c *Conn) Deadline() int64 {
 	if c.sendNow() {
 		return 0
 	}
-	d := min(c.ackAt, c.announceAt, c.mtu.at)
+	d := min(c.ackAt, c.announceAt, c.mtu.at, c.endAt)
 	if c.paced() {
 		d = min(d, c.deadlineExt())
 	} else {

@@ -122,3 +122,25 @@ func TestReorderingIsNotLoss(t *testing.T) {
 		}
 	}
 }
+
+// A message of which the window takes only a part waits for a reader that reads
+// nothing for longer than a run lasts without data.
+func TestPartOfAMessageWaits(t *testing.T) {
+	a, b, w := ourPair(t, qos.Data, 0)
+	w.check = 10
+	wake := w.now + 300*second
+	pa := &app{c: a, out: msgs(1, 40, 100000, 100001), closeEnd: true}
+	pb := &app{c: b, readSize: 200000, pause: func(now int64) bool { return now < wake }}
+	w.wake = wake
+	w.run(310*time.Second, func() bool {
+		pa.run(w.now)
+		pb.run(w.now)
+		if w.now >= wake {
+			w.wake = Never
+		}
+		return pb.eof || pa.err != nil || pb.err != nil
+	})
+	if s := sameSequence(pb.got, pa.out, true); !pb.eof || len(pb.got) != len(pa.out) || s != "" {
+		t.Fatalf("%d of %d messages, %v, %v, %s", len(pb.got), len(pa.out), a.Err(), b.Err(), s)
+	}
+}

@@ -24,7 +24,9 @@ type model struct {
 
 	minRTT   int64 // ns; 0: none
 	minRTTAt int64
-	nextRTT  int64 // the smallest of the window after that
+	nextRTT  int64 // the smallest of the window after that, or of this probe
+	emptyAt  int64 // probeRTT: ends then; 0: too much is still on the way
+	rested   bool  // probeRTT: there is no queue of ours, nothing has to be kept back
 
 	phase   phase
 	full    uint64 // rate that startup reached
@@ -42,9 +44,10 @@ type model struct {
 type phase uint8
 
 const (
-	startup phase = iota // the rate doubles each round until it does not help
-	drain                // what startup queued leaves the path
-	cruise               // now and then a little more, to find out
+	startup  phase = iota // the rate doubles each round until it does not help
+	drain                 // what startup queued leaves the path
+	cruise                // now and then a little more, to find out
+	probeRTT              // too little for a queue, to see the round trip without one
 )
 
 const (
@@ -52,6 +55,15 @@ const (
 	startupGain = 2885 // thousandths: 2/ln 2, the smallest that doubles the rate each round
 	cwndGain    = 2000 // two round trips' worth: acknowledgements are late and come in bunches
 	minRTTKeep  = int64(10 * time.Second)
+
+	// When the smallest round-trip time is that old, only this share of what the
+	// path holds is on the way for a while, in thousandths (as BBR does: half of
+	// it, for 200 ms). The queue is gone then, most of all if it belongs to flows
+	// that take each other's for the path's length: they see the smaller time at
+	// once, and look again at once.
+	probeGain    = 500
+	probePackets = 4
+	probeTime    = int64(200 * time.Millisecond)
 
 	// Below this round-trip time nothing is paced: the window is a burst of
 	// well below a millisecond, and timers are no better than that.
@@ -80,6 +92,10 @@ var gains = [...]int64{1250, 750, 1000, 1000, 1000, 1000, 1000, 1000}
 func (m *model) sent(now int64, s *slot, idle bool) {
 	if idle {
 		m.firstSent, m.deliveredAt = now, now
+		if m.phase == cruise && m.minRTT >= paceRTT && now-m.minRTTAt > minRTTKeep {
+			m.probe(true)
+			m.emptyAt = now + max(probeTime, m.minRTT)
+		}
 	}
 	s.firstSent, s.delivered, s.deliveredAt, s.limited = m.firstSent, m.delivered, m.deliveredAt, m.appLimited != 0
 	if r := m.pacing(); r > 0 {
@@ -187,6 +203,8 @@ func (m *model) update(now int64, x sample, inFlight uint64) {
 		if now-m.cycleAt >= m.minRTT {
 			m.cycle, m.cycleAt = (m.cycle+1)%len(gains), now
 		}
+	case probeRTT:
+		m.probed(now, inFlight)
 	}
 }
 
@@ -194,12 +212,38 @@ func (m *model) takeRTT(now, rtt int64) {
 	switch {
 	case m.minRTT == 0 || rtt <= m.minRTT:
 		m.minRTT, m.minRTTAt, m.nextRTT = rtt, now, rtt
+	case m.phase == probeRTT:
+		m.nextRTT = min(m.nextRTT, rtt)
+	case m.phase == cruise && m.minRTT >= paceRTT:
+		if now-m.minRTTAt > minRTTKeep {
+			m.probe(m.appLimited != 0)
+		}
 	case now-m.minRTTAt > minRTTKeep:
 		m.minRTT, m.minRTTAt, m.nextRTT = max(m.nextRTT, 1), now, rtt
 	case now-m.minRTTAt > minRTTKeep/2:
 		m.nextRTT = min(m.nextRTT, rtt)
 	default:
 		m.nextRTT = rtt
+	}
+}
+
+// probe begins to look for the smallest round-trip time anew.
+func (m *model) probe(rested bool) {
+	m.phase, m.rested, m.emptyAt, m.nextRTT = probeRTT, rested, 0, Never
+}
+
+// probed goes on with that.
+func (m *model) probed(now int64, inFlight uint64) {
+	if !m.rested {
+		m.idle(inFlight) // what is measured now is not what the path carries
+	}
+	switch {
+	case m.emptyAt == 0 && (m.rested || inFlight <= max(m.bdp(probeGain), probePackets*1500)):
+		m.emptyAt, m.nextRTT = now+max(probeTime, m.minRTT), Never
+	case m.emptyAt == 0 || now < m.emptyAt || m.nextRTT == Never:
+	default:
+		m.minRTT, m.minRTTAt = m.nextRTT, now
+		m.phase, m.cycle, m.cycleAt = cruise, 2, now
 	}
 }
 
@@ -221,6 +265,8 @@ func (m *model) cwnd() uint64 {
 	switch {
 	case m.phase == startup:
 		return m.bdp(startupGain)
+	case m.phase == probeRTT && !m.rested:
+		return m.bdp(probeGain)
 	case m.tight > 0:
 		return m.bdp(tightGain)
 	}
@@ -231,8 +277,11 @@ func (m *model) cwnd() uint64 {
 // as the specification has while nothing is known, and where a round trip is
 // shorter than what schedulers do to it.
 func (m *model) least() int {
-	if m.phase == startup && m.full == 0 || m.minRTT < paceRTT {
+	switch {
+	case m.phase == startup && m.full == 0 || m.minRTT < paceRTT:
 		return refWindow
+	case m.phase == probeRTT && !m.rested:
+		return probePackets
 	}
 	return leastPackets
 }
@@ -250,6 +299,8 @@ func (m *model) pacing() uint64 {
 		gain, least = startupGain, startWindow*1500
 	case drain:
 		gain = 1000000 / startupGain
+	case probeRTT:
+		gain = 1000
 	}
 	return max(r*uint64(gain)/1000, least*uint64(time.Second)/uint64(m.minRTT))
 }

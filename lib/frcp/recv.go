@@ -48,6 +48,8 @@ func (c *Conn) Input(now int64, p []byte) {
 	fresh := false
 	if !c.rRun || now-c.rData > c.rExpire {
 		switch {
+		case h.Flags&DRF != 0 && c.rRun && h.Seq == c.next:
+			c.rData = now // nothing is missing: the run goes on, and so does a message of which a part is here
 		case h.Flags&DRF != 0:
 			if !c.newRun(now, h.Seq) {
 				return
@@ -198,7 +200,7 @@ func (c *Conn) newRun(now int64, seq uint32) bool {
 	c.next, c.acked, c.grown = seq, seq, seq
 	c.rEdge = seq + c.grant() - min(c.readyPkts, c.grant())
 	c.advEdge = c.rEdge
-	c.ackCount = 0
+	c.ackCount, c.endAt = 0, Never
 	return true
 }
 
@@ -259,6 +261,10 @@ func (c *Conn) onData(now int64, h Header, p []byte, fresh bool) {
 			// A packet without data that was sent later began the run.
 			d, c.next = 0, h.Seq
 		}
+		if len(p) == 0 && !c.eos && (d > 0 || d == 0 && c.virgin) {
+			c.holdEnd(now, h.Seq)
+			return
+		}
 		c.virgin = false
 		switch {
 		case d < 0:
@@ -274,6 +280,9 @@ func (c *Conn) onData(now int64, h Header, p []byte, fresh bool) {
 		}
 		c.next = h.Seq + 1
 		c.take(f, p)
+		if c.endAt != Never && !before(c.next, c.endSeq) {
+			c.endHeld() // nothing is missing
+		}
 		c.growWindow()
 		return
 	}
@@ -337,6 +346,21 @@ func (c *Conn) onData(now int64, h Header, p []byte, fresh bool) {
 		return
 	}
 	c.countAck(now)
+}
+
+// holdEnd keeps the end of stream of an ordered flow for as long as it may have
+// overtaken what comes before it.
+func (c *Conn) holdEnd(now int64, seq uint32) {
+	c.endSeq, c.endAt = seq, min(c.endAt, now+min(c.mpl, endPatience))
+}
+
+// endHeld takes the end of stream that was kept.
+func (c *Conn) endHeld() {
+	if before(c.next, c.endSeq) {
+		c.stats.Gaps += uint64(c.endSeq - c.next)
+	}
+	c.endAt, c.next, c.virgin = Never, c.endSeq+1, false
+	c.take(0, nil)
 }
 
 // duplicate notes a packet that came before. The sender is told, so that it

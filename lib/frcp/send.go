@@ -295,6 +295,9 @@ func (c *Conn) timers(now int64) {
 	if now >= c.mtu.at {
 		c.probeTimeout(now)
 	}
+	if now >= c.endAt {
+		c.endHeld()
+	}
 	if now >= c.announceAt {
 		c.announceAt, c.announceDue = Never, c.announced < announces
 	}

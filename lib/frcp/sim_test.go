@@ -122,7 +122,7 @@ func (w *network) step(limit int64) bool {
 	next := w.wake
 	for i, e := range w.ends {
 		c, _ := e.(*Conn)
-		full := c != nil && !c.Writable()
+		full, empty := c != nil && !c.Writable(), c != nil && !c.Readable()
 		if w.steps++; c != nil && w.check > 0 && w.steps%w.check == 0 {
 			if err := c.invariant(w.now); err != nil {
 				panic(err)
@@ -138,7 +138,7 @@ func (w *network) step(limit int64) bool {
 			}
 			w.send(i, w.buf[:n])
 		}
-		if c != nil && (full && c.Writable() || c.err != nil && !w.down[i]) {
+		if c != nil && (full && c.Writable() || empty && c.Readable() || c.err != nil && !w.down[i]) {
 			w.down[i] = c.err != nil // the application is to see that at once
 			return true
 		}
