@@ -526,7 +526,8 @@ func (f *Flow) orphan(err error) {
 // CloseWrite ends this end's direction: the peer reads io.EOF after everything
 // that was written, and may go on sending. It works within the machine and on
 // flows with in_order between ends of this implementation (spec 50 §3); towards
-// another peer it has no effect that the peer sees. Errors: o7serr.ENOTSUP on
+// another peer it has no effect that the peer sees. It waits for a Write of
+// another goroutine, which a deadline ends. Errors: o7serr.ENOTSUP on
 // flows without order over a layer, net.ErrClosed.
 func (f *Flow) CloseWrite() error {
 	if f.e2e == nil && !f.info.Direct {

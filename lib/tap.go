@@ -526,7 +526,7 @@ func (p *tapPath) Close() error {
 	p.ringMu.Lock() // the handler has left
 	defer p.ringMu.Unlock()
 	p.ringEnd = true
-	for p.count > 0 {
+	for p.n.Load() > 0 {
 		p.Skip()
 	}
 	defer p.done()

@@ -51,7 +51,10 @@ func (w *cwnd) acknowledged(n uint32) {
 // way; again: nothing has been since the last time.
 func (w *cwnd) timeUp(out uint32, again bool) {
 	if !again {
-		w.start = max(out/2, cwndLeast)
+		// What is on the way is more than the path takes if the window was
+		// full; otherwise the window is all that is known.
+		w.start = max(out, w.size) / 2
+		w.start = max(w.start, cwndLeast)
 	}
 	w.size, w.counted, w.refill = cwndLeast, 0, true
 }
