@@ -33,7 +33,28 @@ func (c *Conn) invariant(now int64) error {
 	return nil
 }
 
+// plainInvariant is of the congestion window towards a reference end.
+func (c *Conn) plainInvariant() error {
+	w := &c.cwnd
+	switch {
+	case w.disabled || !c.sRun || c.paced() || c.err != nil:
+		return nil
+	case w.size < cwndLeast || w.size > refWindow || w.start < cwndLeast || w.start > refWindow:
+		return fmt.Errorf("congestion window %+v", *w)
+	case w.refill && (!c.recovering || c.lwe == c.nxt || c.recover-c.lwe > c.nxt-c.lwe):
+		return fmt.Errorf("refill to %d of %d, recovering %v", c.recover-c.lwe, c.nxt-c.lwe, c.recovering)
+	case c.sweep != c.sweepEnd && (before(c.nxt, c.sweepEnd) || before(c.sweepEnd, c.sweep)):
+		return fmt.Errorf("to be sent again: %d to %d, %d are out", c.sweep-c.lwe, c.sweepEnd-c.lwe, c.nxt-c.lwe)
+	case c.nxt == c.lwe && c.nxt != c.seqno && c.plainAt() == Never:
+		return fmt.Errorf("nothing is out, and %d packets must not leave: %+v", c.seqno-c.nxt, *w)
+	}
+	return nil
+}
+
 func (c *Conn) senderInvariant() error {
+	if err := c.plainInvariant(); err != nil {
+		return err
+	}
 	if n := int(c.seqno - c.lwe); n > len(c.out.s) {
 		return fmt.Errorf("%d packets in %d slots", n, len(c.out.s))
 	}

@@ -251,6 +251,7 @@ func TestTowardsReference(t *testing.T) {
 				ref := newReference(c.spec, c.lag)
 				ours := newConn(t, Config{QoS: c.spec, Rand: rands(seed, []uint32{0x89abcdef, 0x12345678, 0xffffffe0, 0x00ffffff}[seed%4])})
 				w := newNetwork(seed, ours, ref, c.l)
+				w.check = 1
 				ref.toSend = msgs(seed, c.theirs, 10, 50)
 				theirs := ref.toSend
 				a := &app{c: ours, readSize: 100}
@@ -299,6 +300,7 @@ func TestPathToReference(t *testing.T) {
 		ref := newReference(qos.Data, 0)
 		ours := newConn(t, Config{QoS: qos.Data, Rand: rands(1)})
 		w := newNetwork(1, ours, ref, link{delay: ms / 2})
+		w.check = 97
 		w.links[0] = link{delay: ms / 2, rate: p.rate * 1012, queue: p.packets * 1012, loss: p.loss}
 		msg, sent, start := make([]byte, 1000), 0, w.now
 		w.run(100*time.Second, func() bool {
