@@ -40,8 +40,9 @@ func TestPrograms(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.accepting("h3", "perf", 1)
-	// The server stops when the client says so, and leaves unread what is on its way.
-	for _, args := range [][]string{{"-n", "30M"}, {"-n", "30M", "-R"}} {
+	// The server stops when the client says so, and leaves unread what is on its
+	// way: a receiver keeps up to 32 MiB for a program that is slow.
+	for _, args := range [][]string{{"-n", "60M"}, {"-n", "60M", "-R"}} {
 		out := n.ok("h1", append([]string{built, "run", "--", "iperf3", "-c", "perf", "-J"}, args...)...)
 		var r struct {
 			Error string
