@@ -138,3 +138,31 @@ func TestProbeOfTheRoundTrip(t *testing.T) {
 		}
 	}
 }
+
+// Flows that come one after the other share a bottleneck, however long its queue
+// is, and none of them is shut out.
+func TestFairnessOfFour(t *testing.T) {
+	if raceEnabled {
+		t.Skip("a minute of virtual time on one goroutine")
+	}
+	const flows, rate, delay, span = 4, int64(100e6 / 8), 10 * ms, 20
+	for _, queue := range []int64{3, 10, 40} { // tenths of what the path holds
+		s := newShared(t, flows, rate, delay, rate*2*delay/second*queue/10)
+		start := make([]int64, flows)
+		for i := range start {
+			start[i] = s.now + int64(i)*1300*ms
+		}
+		s.run(t, s.now+20*second, start)
+		clear(s.got)
+		s.run(t, s.now+span*second, start)
+		all, least := 0, s.got[0]
+		for _, got := range s.got {
+			all += got
+			least = min(least, got)
+		}
+		t.Logf("queue %.1f: %v bytes", float64(queue)/10, s.got)
+		if int64(all) < rate*span*9/10 || least < int(rate)*span/flows/3 {
+			t.Errorf("queue %.1f: %d bytes, the least %d", float64(queue)/10, all, least)
+		}
+	}
+}

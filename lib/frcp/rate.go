@@ -26,8 +26,10 @@ type model struct {
 	minRTTAt int64
 	nextRTT  int64 // the smallest of the window after that, or of this probe
 	emptyAt  int64 // probeRTT: ends then; 0: too much is still on the way
+	proven   bool  // it was probed
 	rested   bool  // probeRTT: there is no queue of ours, nothing has to be kept back
 
+	seed    uint32 // of where cruise begins
 	phase   phase
 	full    uint64 // rate that startup reached
 	stuck   int    // rounds without much more than that
@@ -54,7 +56,9 @@ const (
 	rateRounds  = 10
 	startupGain = 2885 // thousandths: 2/ln 2, the smallest that doubles the rate each round
 	cwndGain    = 2000 // two round trips' worth: acknowledgements are late and come in bunches
-	minRTTKeep  = int64(10 * time.Second)
+	minRTTKeep  = int64(5 * time.Second)
+	// minRTTSoon is the same when it was not probed and packets are lost.
+	minRTTSoon = int64(time.Second)
 
 	// When the smallest round-trip time is that old, only this share of what the
 	// path holds is on the way for a while, in thousandths (as BBR does: half of
@@ -174,6 +178,12 @@ func (m *model) update(now int64, x sample, inFlight uint64) {
 				m.phase, m.full = drain, m.rate()
 			}
 		}
+		// Who came when others had filled the queue takes that for the path, and
+		// fills it for good.
+		if lost := m.roundLost; lost*100 > (lost+m.roundGot)*someLoss && lost > 8*1500 &&
+			!m.proven && m.phase == cruise && m.minRTT >= paceRTT && now-m.minRTTAt > minRTTSoon {
+			m.probe(m.appLimited != 0)
+		}
 		m.roundLost, m.roundGot, m.roundRTT = 0, 0, 0
 	}
 	if span := max(x.sendSpan, now-x.priorAt); span >= m.minRTT && span > 0 {
@@ -197,7 +207,7 @@ func (m *model) update(now int64, x sample, inFlight uint64) {
 		}
 	case drain:
 		if inFlight <= m.bdp(1000) {
-			m.phase, m.cycle, m.cycleAt = cruise, 2, now
+			m.cruise(now)
 		}
 	case cruise:
 		if now-m.cycleAt >= m.minRTT {
@@ -206,6 +216,13 @@ func (m *model) update(now int64, x sample, inFlight uint64) {
 	case probeRTT:
 		m.probed(now, inFlight)
 	}
+}
+
+// cruise begins somewhere in the cycle, though not with its second phase, that
+// makes up for the first: flows that share a path are not to do the same at once.
+func (m *model) cruise(now int64) {
+	m.seed = m.seed*1664525 + 1013904223
+	m.phase, m.cycle, m.cycleAt = cruise, (2+int(m.seed>>16)%(len(gains)-1))%len(gains), now
 }
 
 func (m *model) takeRTT(now, rtt int64) {
@@ -242,8 +259,8 @@ func (m *model) probed(now int64, inFlight uint64) {
 		m.emptyAt, m.nextRTT = now+max(probeTime, m.minRTT), Never
 	case m.emptyAt == 0 || now < m.emptyAt || m.nextRTT == Never:
 	default:
-		m.minRTT, m.minRTTAt = m.nextRTT, now
-		m.phase, m.cycle, m.cycleAt = cruise, 2, now
+		m.minRTT, m.minRTTAt, m.proven = m.nextRTT, now, true
+		m.cruise(now)
 	}
 }
 

@@ -112,7 +112,7 @@ func (c *Conn) onElements(now int64, p []byte, size int) {
 func (c *Conn) meet(now int64) {
 	c.ext = true
 	if c.reliable {
-		c.model = new(model)
+		c.model = &model{seed: c.seqno}
 		c.rackAt, c.high, c.rackSent = Never, c.lwe, 0
 		for n := c.lwe; n != c.nxt; n++ {
 			c.move(n, c.out.at(n), onWay)
