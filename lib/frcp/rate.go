@@ -26,6 +26,7 @@ type model struct {
 	minRTTAt int64
 	nextRTT  int64 // the smallest of the window after that, or of this probe
 	emptyAt  int64 // probeRTT: ends then; 0: too much is still on the way
+	drained  int64 // probeRTT: what was too much has left by then, however few large packets still are
 	proven   bool  // it was probed
 	rested   bool  // probeRTT: there is no queue of ours, nothing has to be kept back
 
@@ -97,7 +98,7 @@ func (m *model) sent(now int64, s *slot, idle bool) {
 	if idle {
 		m.firstSent, m.deliveredAt = now, now
 		if m.phase == cruise && m.minRTT >= paceRTT && now-m.minRTTAt > minRTTKeep {
-			m.probe(true)
+			m.probe(now, true)
 			m.emptyAt = now + max(probeTime, m.minRTT)
 		}
 	}
@@ -182,7 +183,7 @@ func (m *model) update(now int64, x sample, inFlight uint64) {
 		// fills it for good.
 		if lost := m.roundLost; lost*100 > (lost+m.roundGot)*someLoss && lost > 8*1500 &&
 			!m.proven && m.phase == cruise && m.minRTT >= paceRTT && now-m.minRTTAt > minRTTSoon {
-			m.probe(m.appLimited != 0)
+			m.probe(now+2*max(x.rtt, m.minRTT), m.appLimited != 0)
 		}
 		m.roundLost, m.roundGot, m.roundRTT = 0, 0, 0
 	}
@@ -233,7 +234,7 @@ func (m *model) takeRTT(now, rtt int64) {
 		m.nextRTT = min(m.nextRTT, rtt)
 	case m.phase == cruise && m.minRTT >= paceRTT:
 		if now-m.minRTTAt > minRTTKeep {
-			m.probe(m.appLimited != 0)
+			m.probe(now+2*rtt, m.appLimited != 0)
 		}
 	case now-m.minRTTAt > minRTTKeep:
 		m.minRTT, m.minRTTAt, m.nextRTT = max(m.nextRTT, 1), now, rtt
@@ -244,8 +245,10 @@ func (m *model) takeRTT(now, rtt int64) {
 	}
 }
 
-// probe begins to look for the smallest round-trip time anew.
-func (m *model) probe(rested bool) {
+// probe begins to look for the smallest round-trip time anew. By drained what is
+// on the way now has left.
+func (m *model) probe(drained int64, rested bool) {
+	m.drained = drained
 	m.phase, m.rested, m.emptyAt, m.nextRTT = probeRTT, rested, 0, Never
 }
 
@@ -255,7 +258,7 @@ func (m *model) probed(now int64, inFlight uint64) {
 		m.idle(inFlight) // what is measured now is not what the path carries
 	}
 	switch {
-	case m.emptyAt == 0 && (m.rested || inFlight <= max(m.bdp(probeGain), probePackets*1500)):
+	case m.emptyAt == 0 && (m.rested || now >= m.drained || inFlight <= m.bdp(probeGain)):
 		m.emptyAt, m.nextRTT = now+max(probeTime, m.minRTT), Never
 	case m.emptyAt == 0 || now < m.emptyAt || m.nextRTT == Never:
 	default:
