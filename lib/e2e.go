@@ -70,6 +70,12 @@ type framer interface {
 	Send(n int) error
 }
 
+// settler is a path whose packets others may be handing out at the moment.
+type settler interface {
+	// Settle returns when those that have arrived are there for Next.
+	Settle()
+}
+
 const (
 	nobody = int8(-1)
 	// inputBatch is how many packets are taken in before those that they cause
@@ -531,6 +537,9 @@ func (p *e2ePath) Progress() (received, sent uint64, full bool) { return p.lower
 
 // fail ends the flow with err once everything that has arrived was taken in.
 func (p *e2ePath) fail(err error) {
+	if l, ok := p.lower.(settler); ok {
+		l.Settle()
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.down == nil {

@@ -140,6 +140,11 @@ func (t *tap) drain(lead bool, stop func() bool) bool {
 		return false
 	}
 	defer t.busy.Store(false)
+	return t.empty(lead, stop)
+}
+
+// empty is drain for who has set busy.
+func (t *tap) empty(lead bool, stop func() bool) bool {
 	for range drainMax {
 		if stop != nil && stop() {
 			return true
@@ -363,6 +368,21 @@ func (p *tapPath) Arm() bool {
 func (p *tapPath) look() bool {
 	p.tap.drain(false, p.some)
 	return p.some()
+}
+
+// Settle reads the device until it is empty, after whoever does so now: what he
+// holds in his hands may be for p.
+func (p *tapPath) Settle() {
+	for more := true; more; {
+		for !p.tap.busy.CompareAndSwap(false, true) {
+			if p.shut.Load() {
+				return // the device may be closed
+			}
+			runtime.Gosched()
+		}
+		more = p.tap.empty(false, nil)
+		p.tap.busy.Store(false)
+	}
 }
 
 func (p *tapPath) Next() ([]byte, error) {

@@ -233,3 +233,62 @@ func TestEndAfterLoss(t *testing.T) {
 		}
 	}
 }
+
+// A half-closed flow without retransmission: the end of the stream goes again
+// until the peer has it, and no longer; nor does it need room there.
+func TestEndOfStreamIsRepeated(t *testing.T) {
+	a, b, w := ourPair(t, qos.Video, 0)
+	w.check = 1
+	start := w.now
+	w.links[0].cut = func(now int64) bool { return now-start < 5*second }
+	w.links[1].cut = w.links[0].cut
+	sent := [2]int{}
+	w.tap = func(from int, _ []byte) { sent[from]++ }
+	a.CloseWrite(w.now)
+	p := &app{c: b, readSize: 10}
+	if w.run(20*time.Second, func() bool { p.run(w.now); return p.eof }); !p.eof {
+		t.Fatal("no end of stream")
+	}
+	w.run(time.Second, func() bool { return false })
+	if a.Deadline() != Never || b.Deadline() != Never || sent[0] > 10 || sent[1] > 2 {
+		t.Errorf("%d packets sent, or something is left to do", sent)
+	}
+
+	// Without losses it goes no more often than it did.
+	a, b, w = ourPair(t, qos.Video, 0)
+	sent = [2]int{}
+	w.tap = func(from int, _ []byte) { sent[from]++ }
+	a.CloseWrite(w.now)
+	w.run(time.Minute, func() bool { return false })
+	if !b.eos || sent[0] > eosCopies+1 || sent[1] > eosCopies { // and one control packet
+		t.Errorf("end %v, %d packets sent", b.eos, sent)
+	}
+
+	// Nobody is there any more.
+	a, _, w = ourPair(t, qos.Video, 0)
+	w.ends[1] = newConn(t, Config{QoS: qos.Data, Plain: true})
+	a.CloseWrite(w.now)
+	if w.run(5*time.Minute, func() bool { return a.Deadline() == Never }); a.Deadline() != Never {
+		t.Error("it goes for ever")
+	}
+}
+
+// The end of a stream is taken when the queue of the reader is full, too.
+func TestEndOfStreamNeedsNoRoom(t *testing.T) {
+	a, b, w := ourPair(t, qos.Video, 0)
+	for b.readyPkts < 2*b.grant() {
+		w.run(100*time.Millisecond, func() bool {
+			for a.Write(w.now, []byte("message")) == nil {
+			}
+			return false
+		})
+	}
+	for w.run(time.Second, func() bool { return a.Writable() }); a.nxt != a.seqno; {
+		w.run(time.Second, func() bool { return a.nxt == a.seqno })
+	}
+	a.CloseWrite(w.now)
+	w.run(time.Second, func() bool { return a.eosSent && b.eos })
+	if !b.eos {
+		t.Fatalf("sent %v, %+v", a.eosSent, b.Stats())
+	}
+}

@@ -34,6 +34,7 @@ const (
 	dupThreshold = 3       // duplicate acknowledgements that mean a loss
 	sweepMax     = 64      // packets sent again at once when time is up
 	eosCopies    = 3       // of an end of stream on a flow without retransmission
+	eosRepeats   = 8       // and so many more until it is acknowledged
 	farewells    = 3       // acknowledgements after both ends of stream: nobody asks for the last one
 	announces    = 4       // until the peer is heard of
 )
@@ -48,6 +49,9 @@ const (
 	maxRTO     = int64(4 * time.Second)       // thirty attempts within R
 	carrierGap = int64(5 * time.Millisecond)  // between repetitions that carry control fields
 	announceIn = int64(200 * time.Millisecond)
+	// eosEvery is when an end of stream goes again on a flow without
+	// retransmission; each time it takes twice as long.
+	eosEvery = int64(200 * time.Millisecond)
 	// lastWords is for how long an end of stream is repeated to a peer that has
 	// closed the flow and is not heard of any more.
 	lastWords = int64(5 * time.Second)
@@ -187,6 +191,8 @@ type Conn struct {
 	eosWanted       bool
 	eosSent         bool
 	eosLeft         int // copies
+	eosTries        int8
+	eosAt           int64 // the next repetition, without retransmission
 	srtt, mdev      int64
 	rto             int64
 	backoff         uint8
@@ -282,7 +288,7 @@ func New(cfg Config) (*Conn, error) {
 		codec: cfg.Codec, cipher: cfg.Cipher, rand: cfg.Rand,
 		maxMessage: cfg.MaxMessage, window: maxWindow, granted: refWindow, buffer: cfg.Buffer,
 		reliable: m == Reliable, linger: m == Reliable, plain: cfg.Plain || cfg.Spec, spec: cfg.Spec,
-		rto: firstRTO, patience: 1, ackAt: Never, rdvsAt: Never, announceAt: Never, rackAt: Never, endAt: Never,
+		rto: firstRTO, patience: 1, ackAt: Never, rdvsAt: Never, announceAt: Never, rackAt: Never, eosAt: Never, endAt: Never,
 	}
 	c.cwnd.disabled = !c.reliable || c.spec
 	if m == Bare {
@@ -400,7 +406,7 @@ func (c *Conn) fail(err error) {
 		c.endHeld()
 	}
 	c.blocked, c.ctlDue, c.rdvsDue, c.announceDue = false, false, false, false
-	c.ackAt, c.announceAt, c.eosLeft, c.finalAck = Never, Never, 0, false
+	c.ackAt, c.announceAt, c.eosAt, c.eosLeft, c.finalAck = Never, Never, Never, 0, false
 	c.mtu.stop()
 	c.clearFlight()
 }
@@ -514,7 +520,7 @@ func (c *Conn) Deadline() int64 {
 	if c.sendNow() {
 		return 0
 	}
-	d := min(c.ackAt, c.announceAt, c.mtu.at, c.endAt)
+	d := min(c.ackAt, c.announceAt, c.mtu.at, c.eosAt, c.endAt)
 	if c.paced() {
 		d = min(d, c.deadlineExt())
 	} else {

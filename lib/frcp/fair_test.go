@@ -17,11 +17,12 @@ type shared struct {
 	q           inFlight
 	n           int64
 	got         []int
-	buf         [4096]byte
+	msg         []byte
+	buf         [9216]byte
 }
 
 func newShared(t *testing.T, flows int, rate, delay, queue int64) *shared {
-	s := &shared{now: 1000 * second, delay: delay, rate: rate, queue: queue, got: make([]int, flows)}
+	s := &shared{now: 1000 * second, delay: delay, rate: rate, queue: queue, got: make([]int, flows), msg: make([]byte, 1400)}
 	for i := range 2 * flows {
 		s.ends = append(s.ends, newConn(t, Config{QoS: qos.Data, Rand: rands(uint64(i))}))
 	}
@@ -44,7 +45,7 @@ func (s *shared) send(from int, p []byte) {
 
 // run lets flow i send as much as it can from start[i] on.
 func (s *shared) run(t *testing.T, until int64, start []int64) {
-	msg, buf := make([]byte, 1400), make([]byte, 2000)
+	msg, buf := s.msg, make([]byte, 9000)
 	for s.now < until {
 		next := until
 		for i, c := range s.ends {
@@ -135,6 +136,57 @@ func TestProbeOfTheRoundTrip(t *testing.T) {
 		}
 		if probed == limited || m().minRTT < 30*ms {
 			t.Errorf("limited %v: kept back %v, round trip of %v", limited, probed, time.Duration(m().minRTT))
+		}
+	}
+}
+
+// Flows that come one after the other share a bottleneck, however long its queue
+// is, and none of them is shut out.
+func TestFairnessOfFour(t *testing.T) {
+	if raceEnabled {
+		t.Skip("a minute of virtual time on one goroutine")
+	}
+	const flows, rate, delay, span = 4, int64(100e6 / 8), 10 * ms, 20
+	for _, queue := range []int64{3, 10, 40} { // tenths of what the path holds
+		s := newShared(t, flows, rate, delay, rate*2*delay/second*queue/10)
+		start := make([]int64, flows)
+		for i := range start {
+			start[i] = s.now + int64(i)*1300*ms
+		}
+		s.run(t, s.now+20*second, start)
+		clear(s.got)
+		s.run(t, s.now+span*second, start)
+		all, least := 0, s.got[0]
+		for _, got := range s.got {
+			all += got
+			least = min(least, got)
+		}
+		t.Logf("queue %.1f: %v bytes", float64(queue)/10, s.got)
+		if int64(all) < rate*span*9/10 || least < int(rate)*span/flows/3 {
+			t.Errorf("queue %.1f: %d bytes, the least %d", float64(queue)/10, all, least)
+		}
+	}
+}
+
+// A probe of the round trip ends, also if the packets are so large that a few of
+// them are more than it shall have on the way.
+func TestProbeEnds(t *testing.T) {
+	s := newShared(t, 1, 5e5, 10*ms, 200e3)
+	for i := range s.ends {
+		s.ends[i] = newConn(t, Config{QoS: qos.Data, Rand: rands(uint64(i)), MaxPacket: 9000})
+	}
+	s.msg = make([]byte, 8900)
+	start := []int64{s.now}
+	var since int64
+	for end := s.now + 20*second; s.now < end; {
+		s.run(t, s.now+50*ms, start)
+		switch {
+		case s.ends[0].model.phase != probeRTT:
+			since = 0
+		case since == 0:
+			since = s.now
+		case s.now-since > 3*second:
+			t.Fatalf("a probe of %v, %d packets on the way", time.Duration(s.now-since), s.ends[0].flight.n)
 		}
 	}
 }

@@ -26,8 +26,11 @@ type model struct {
 	minRTTAt int64
 	nextRTT  int64 // the smallest of the window after that, or of this probe
 	emptyAt  int64 // probeRTT: ends then; 0: too much is still on the way
+	drained  int64 // probeRTT: what was too much has left by then, however few large packets still are
+	proven   bool  // it was probed
 	rested   bool  // probeRTT: there is no queue of ours, nothing has to be kept back
 
+	seed    uint32 // of where cruise begins
 	phase   phase
 	full    uint64 // rate that startup reached
 	stuck   int    // rounds without much more than that
@@ -54,7 +57,9 @@ const (
 	rateRounds  = 10
 	startupGain = 2885 // thousandths: 2/ln 2, the smallest that doubles the rate each round
 	cwndGain    = 2000 // two round trips' worth: acknowledgements are late and come in bunches
-	minRTTKeep  = int64(10 * time.Second)
+	minRTTKeep  = int64(5 * time.Second)
+	// minRTTSoon is the same when it was not probed and packets are lost.
+	minRTTSoon = int64(time.Second)
 
 	// When the smallest round-trip time is that old, only this share of what the
 	// path holds is on the way for a while, in thousandths (as BBR does: half of
@@ -93,7 +98,7 @@ func (m *model) sent(now int64, s *slot, idle bool) {
 	if idle {
 		m.firstSent, m.deliveredAt = now, now
 		if m.phase == cruise && m.minRTT >= paceRTT && now-m.minRTTAt > minRTTKeep {
-			m.probe(true)
+			m.probe(now, true)
 			m.emptyAt = now + max(probeTime, m.minRTT)
 		}
 	}
@@ -174,6 +179,12 @@ func (m *model) update(now int64, x sample, inFlight uint64) {
 				m.phase, m.full = drain, m.rate()
 			}
 		}
+		// Who came when others had filled the queue takes that for the path, and
+		// fills it for good.
+		if lost := m.roundLost; lost*100 > (lost+m.roundGot)*someLoss && lost > 8*1500 &&
+			!m.proven && m.phase == cruise && m.minRTT >= paceRTT && now-m.minRTTAt > minRTTSoon {
+			m.probe(now+2*max(x.rtt, m.minRTT), m.appLimited != 0)
+		}
 		m.roundLost, m.roundGot, m.roundRTT = 0, 0, 0
 	}
 	if span := max(x.sendSpan, now-x.priorAt); span >= m.minRTT && span > 0 {
@@ -197,7 +208,7 @@ func (m *model) update(now int64, x sample, inFlight uint64) {
 		}
 	case drain:
 		if inFlight <= m.bdp(1000) {
-			m.phase, m.cycle, m.cycleAt = cruise, 2, now
+			m.cruise(now)
 		}
 	case cruise:
 		if now-m.cycleAt >= m.minRTT {
@@ -208,6 +219,13 @@ func (m *model) update(now int64, x sample, inFlight uint64) {
 	}
 }
 
+// cruise begins somewhere in the cycle, though not with its second phase, that
+// makes up for the first: flows that share a path are not to do the same at once.
+func (m *model) cruise(now int64) {
+	m.seed = m.seed*1664525 + 1013904223
+	m.phase, m.cycle, m.cycleAt = cruise, (2+int(m.seed>>16)%(len(gains)-1))%len(gains), now
+}
+
 func (m *model) takeRTT(now, rtt int64) {
 	switch {
 	case m.minRTT == 0 || rtt <= m.minRTT:
@@ -216,7 +234,7 @@ func (m *model) takeRTT(now, rtt int64) {
 		m.nextRTT = min(m.nextRTT, rtt)
 	case m.phase == cruise && m.minRTT >= paceRTT:
 		if now-m.minRTTAt > minRTTKeep {
-			m.probe(m.appLimited != 0)
+			m.probe(now+2*rtt, m.appLimited != 0)
 		}
 	case now-m.minRTTAt > minRTTKeep:
 		m.minRTT, m.minRTTAt, m.nextRTT = max(m.nextRTT, 1), now, rtt
@@ -227,8 +245,10 @@ func (m *model) takeRTT(now, rtt int64) {
 	}
 }
 
-// probe begins to look for the smallest round-trip time anew.
-func (m *model) probe(rested bool) {
+// probe begins to look for the smallest round-trip time anew. By drained what is
+// on the way now has left.
+func (m *model) probe(drained int64, rested bool) {
+	m.drained = drained
 	m.phase, m.rested, m.emptyAt, m.nextRTT = probeRTT, rested, 0, Never
 }
 
@@ -238,12 +258,12 @@ func (m *model) probed(now int64, inFlight uint64) {
 		m.idle(inFlight) // what is measured now is not what the path carries
 	}
 	switch {
-	case m.emptyAt == 0 && (m.rested || inFlight <= max(m.bdp(probeGain), probePackets*1500)):
+	case m.emptyAt == 0 && (m.rested || now >= m.drained || inFlight <= m.bdp(probeGain)):
 		m.emptyAt, m.nextRTT = now+max(probeTime, m.minRTT), Never
 	case m.emptyAt == 0 || now < m.emptyAt || m.nextRTT == Never:
 	default:
-		m.minRTT, m.minRTTAt = m.nextRTT, now
-		m.phase, m.cycle, m.cycleAt = cruise, 2, now
+		m.minRTT, m.minRTTAt, m.proven = m.nextRTT, now, true
+		m.cruise(now)
 	}
 }
 

@@ -112,7 +112,7 @@ func (c *Conn) onElements(now int64, p []byte, size int) {
 func (c *Conn) meet(now int64) {
 	c.ext = true
 	if c.reliable {
-		c.model = new(model)
+		c.model = &model{seed: c.seqno}
 		c.rackAt, c.high, c.rackSent = Never, c.lwe, 0
 		for n := c.lwe; n != c.nxt; n++ {
 			c.move(n, c.out.at(n), onWay)
@@ -143,6 +143,9 @@ func (c *Conn) onControl(now int64, h Header, more []byte) {
 		}
 		c.stats.BadControl++
 		return
+	}
+	if ackOK && c.eosSent && !c.reliable && h.Ack == c.seqno {
+		c.eosAt, c.eosTries = Never, eosRepeats
 	}
 	moved := false
 	if h.Flags&FC != 0 {
@@ -269,7 +272,9 @@ func (c *Conn) onData(now int64, h Header, p []byte, fresh bool) {
 		switch {
 		case d < 0:
 			c.stats.Late++
+			c.ctlDue = c.ctlDue || c.eos && len(p) == 0 // our acknowledgement was lost
 			return
+		case len(p) == 0:
 		case c.readyPkts >= 2*c.grant():
 			// Not a slow reader alone: the peer ignores the window.
 			c.stats.OutOfWindow++
@@ -280,6 +285,7 @@ func (c *Conn) onData(now int64, h Header, p []byte, fresh bool) {
 		}
 		c.next = h.Seq + 1
 		c.take(f, p)
+		c.ctlDue = c.ctlDue || c.eos
 		if c.endAt != Never && !before(c.next, c.endSeq) {
 			c.endHeld() // nothing is missing
 		}
@@ -359,7 +365,7 @@ func (c *Conn) endHeld() {
 	if before(c.next, c.endSeq) {
 		c.stats.Gaps += uint64(c.endSeq - c.next)
 	}
-	c.endAt, c.next, c.virgin = Never, c.endSeq+1, false
+	c.endAt, c.next, c.virgin, c.ctlDue = Never, c.endSeq+1, false, true
 	c.take(0, nil)
 }
 

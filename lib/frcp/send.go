@@ -235,7 +235,10 @@ func (c *Conn) Poll(now int64, dst []byte) int {
 		return n
 	}
 	if c.eosLeft > 0 {
-		c.eosLeft--
+		if c.eosLeft--; c.eosLeft == 0 && c.eosTries < eosRepeats {
+			c.eosAt = now + eosEvery<<c.eosTries
+			c.eosTries++
+		}
 		return c.seal(dst, c.dataHeader(now, Data|DRF, c.nxt-1), nil)
 	}
 	if c.rdvsDue {
@@ -294,6 +297,9 @@ func (c *Conn) timers(now int64) {
 	}
 	if now >= c.mtu.at {
 		c.probeTimeout(now)
+	}
+	if now >= c.eosAt {
+		c.eosAt, c.eosLeft = Never, 1
 	}
 	if now >= c.endAt {
 		c.endHeld()
