@@ -451,6 +451,13 @@ type pair struct {
 	junk   int    // bytes to be taken out for it
 }
 
+// sendBuffer is the least send buffer of a program's socket; shim.c has it, too.
+// The byte that relay.Unix leaves in the queue keeps the whole piece of memory
+// it came in charged to its sender (64 KB from sendfile), and the kernel lets a
+// sender go on, and wakes it, only while no more than a quarter of its buffer is
+// charged. The kernel doubles this; net.core.wmem_max allows it everywhere.
+const sendBuffer = 212992
+
 // newPair makes the sockets of a connection. The program's end is not writable
 // until it is established, if it does not block: its buffer is filled, with
 // bytes that are never passed on. The last of them, in any case one, stays
@@ -468,6 +475,9 @@ func (a *agent) newPair(q *request, number uint32, port uint16, nonblock bool) (
 	}
 	local := fmt.Sprintf("@%s%08x/%s", a.connPrefix(), number, endName(q.Family, selfAddr(q.Family), port))
 	if err := unix.Bind(p.fd, &unix.SockaddrUnix{Name: local}); err != nil {
+		return fail(err)
+	}
+	if err := unix.SetsockoptInt(p.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, sendBuffer); err != nil {
 		return fail(err)
 	}
 	if p.junk, err = fill(p.fd, nonblock); err != nil {

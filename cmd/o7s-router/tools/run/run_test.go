@@ -282,3 +282,53 @@ func TestCheck(t *testing.T) {
 		}
 	}
 }
+
+// A writer that waits for room gets it once the other end has read everything,
+// however much of its buffer the last piece took: sendfile, splice from a full
+// pipe, a small SO_SNDBUF.
+func TestRoom(t *testing.T) {
+	py := tool(t, "python3")
+	n := newNode(t)
+	file := filepath.Join(t.TempDir(), "file")
+	want := payload(t, file, 4<<20)
+	n.start("ready", 1, "--listen", "7=room", "--", py, "-uc", `
+import ctypes, os, select, socket, sys
+libc = ctypes.CDLL(None, use_errno=True)
+SIZE, MANY = 4 << 20, 1 << 20
+file = os.open(sys.argv[1], os.O_RDONLY)
+data = memoryview(os.pread(file, SIZE, 0))
+# Two sockets of the machine and a large pipe make pieces that are larger than pages.
+near, far = socket.socketpair()
+r, w = os.pipe()
+def wait(s): assert select.select([], [s], [], 20)[1], "not writable"
+def splice(a, b, n): return libc.splice(a, None, b, None, ctypes.c_size_t(n), 0)
+l = socket.create_server(("", 7)); print("ready")
+while True:
+    s = l.accept()[0]; how = s.recv(1); done = 0
+    if how == b"p":
+        libc.fcntl(w, 1031, MANY) # F_SETPIPE_SZ
+    else:
+        s.setblocking(False)
+    if how == b"b": s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    while done < SIZE:
+        if how == b"p":
+            near.sendall(data[done:done + 65536]); n = 0
+            while n < 65536: n += splice(far.fileno(), w, 65536 - n)
+            while n: k = splice(r, s.fileno(), MANY); n -= k; done += k
+            continue
+        try: done += os.sendfile(s.fileno(), file, done, SIZE) if how == b"f" else s.send(data[done:])
+        except BlockingIOError: wait(s)
+    s.close()`, file)
+	for _, how := range []string{"f", "b", "p"} {
+		got := filepath.Join(t.TempDir(), "got")
+		n.want("--", py, "-c", `
+import socket, sys
+s = socket.create_connection(("room", 7)); s.settimeout(20); s.sendall(sys.argv[1].encode())
+with open(sys.argv[2], "wb") as f:
+    while True:
+        b = s.recv(65536)
+        if not b: break
+        f.write(b)`, how, got)
+		same(t, got, want)
+	}
+}

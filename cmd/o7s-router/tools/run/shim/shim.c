@@ -638,6 +638,10 @@ EXPORT int listen(int fd, int backlog)
 	return 0;
 }
 
+/* agent.go's sendBuffer: with less, a byte that stays unread could keep the
+ * program from ever writing again. */
+static const int send_buffer = 212992;
+
 /*
  * Sends the agent a byte that is never passed on, marked by a descriptor with
  * it. It stays unread, so that the agent can reset the connection: a UNIX socket
@@ -690,8 +694,12 @@ EXPORT int accept4(int fd, struct sockaddr *sa, socklen_t *len, int flags)
 		c = NEXT(accept4)(fd, (struct sockaddr *)&un, &n, flags);
 		if (c < 0)
 			return c;
-		if (mark(c) == 0)
+		if (mark(c) == 0) {
+			int e = errno;
+			syscall(SYS_setsockopt, c, SOL_SOCKET, SO_SNDBUF, &send_buffer, (socklen_t)sizeof(send_buffer));
+			errno = e;
 			break;
+		}
 		syscall(SYS_close, c);
 	}
 	if (sa && len) {
@@ -769,13 +777,20 @@ static int pretend(int level, int opt)
 /*
  * Options of TCP and IP are taken and have no effect: flows need no Nagle, no
  * keep-alives and no type of service. TCP_ULP, TCP_REPAIR and signatures fail
- * as on a UNIX socket. Options of sockets are the kernel's.
+ * as on a UNIX socket. A send buffer smaller than ours stays ours. Other options
+ * of sockets are the kernel's.
  */
 EXPORT int setsockopt(int fd, int level, int opt, const void *v, socklen_t len)
 {
-	int r = NEXT(setsockopt)(fd, level, opt, v, len);
 	struct sock s;
+	int r, n;
 
+	if (run.active && level == SOL_SOCKET && (opt == SO_SNDBUF || opt == SO_SNDBUFFORCE) && v && len >= (socklen_t)sizeof(n)) {
+		memcpy(&n, v, sizeof(n));
+		if (n >= 0 && n < send_buffer && look(fd, &s) != FOREIGN)
+			return 0;
+	}
+	r = NEXT(setsockopt)(fd, level, opt, v, len);
 	if (r < 0 && run.active && (errno == EOPNOTSUPP || errno == ENOPROTOOPT) && pretend(level, opt) &&
 	    look(fd, &s) != FOREIGN)
 		return 0;
@@ -849,6 +864,21 @@ EXPORT int getsockopt(int fd, int level, int opt, void *restrict v, socklen_t *r
 		return 0;
 	}
 	return give(v, len, &n, sizeof(n));
+}
+
+/*
+ * A pipe may hold pieces of 32 KB from another socket, and all that one call
+ * moves becomes one piece of memory: as much as sendfile moves is enough, see
+ * send_buffer.
+ */
+EXPORT ssize_t splice(int in, off64_t *inoff, int out, off64_t *outoff, size_t len, unsigned flags)
+{
+	enum { MOST = 65536 };
+	struct sock s;
+
+	if (run.active && len > MOST && !outoff && look(out, &s) != FOREIGN)
+		len = MOST;
+	return NEXT(splice)(in, inoff, out, outoff, len, flags);
 }
 
 /* TCP gives no address with data, a UNIX socket does: *len is 0. */
