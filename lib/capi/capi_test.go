@@ -240,7 +240,7 @@ func TestPrograms(t *testing.T) {
 	n.start()
 	n.serve("c.server", "server")
 	for _, test := range [][]string{
-		{"calls"}, {"threads"}, {"events"}, {"cancel"}, {"signals"}, {"plus"},
+		{"calls"}, {"threads"}, {"events"}, {"cancel"}, {"signals"}, {"sigwait"}, {"plus"},
 		{"process", "talk", "c.server"}, {"process", "fork", "c.server"}, {"process", "exec", "c.server"},
 	} {
 		t.Run(strings.Join(test, "_"), func(t *testing.T) {

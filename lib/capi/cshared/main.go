@@ -8,7 +8,7 @@
 package main
 
 // #cgo CFLAGS: -I${SRCDIR}/../include -std=gnu11 -Wall -Wextra
-// #cgo LDFLAGS: -ldl -lpthread
+// #cgo LDFLAGS: -ldl -lpthread -Wl,--wrap=pthread_create
 // #include <ouroboros/fccntl.h>
 // #include <stdint.h>
 // #include "shim.h"
@@ -48,6 +48,11 @@ func o7s_go_start() {
 	defer cancel()
 	_ = process.Announce(ctx)
 }
+
+// o7s_go_enter does nothing. It is how a thread comes in for the first time.
+//
+//export o7s_go_enter
+func o7s_go_enter() {}
 
 // interrupts ends all waits whenever a thread was cancelled.
 func interrupts(f *os.File) {

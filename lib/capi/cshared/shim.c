@@ -45,8 +45,8 @@ __attribute__((constructor))
 static void init(void)
 {
         o7s_cancel_init();
-        o7s_thread_prepare();
         /* Waits until the Go runtime has started. */
+        o7s_thread_prepare();
         o7s_go_start();
 }
 

@@ -38,8 +38,9 @@ void o7s_cancel_init(void);
 void o7s_signals_adopt(void);
 
 /*
- * To be called by a thread before it enters Go for the first time; it gives it
- * a stack for handlers.
+ * To be called by a thread before it enters Go for the first time, once the
+ * Go runtime has started. It gives it a stack for handlers, and sees to it that
+ * Go leaves the signals blocked that the thread blocks.
  */
 void o7s_thread_prepare(void);
 

@@ -10,6 +10,13 @@
  * library was loaded with dlopen or the handler installed before. Those are
  * found when a flow or set is made, as the Go runtime itself does when it
  * starts.
+ *
+ * Which thread blocks which signals is the program's affair, too: one that
+ * waits for SIGTERM with sigwait blocks it in all its threads, and knows of no
+ * others. Go unblocks some signals in every thread that runs Go, and its own
+ * threads are there before the program could block any. The kernel would give
+ * them the signal, which ends the process. So Go's threads block all but what
+ * Go needs, and the threads of the program what they did before.
  */
 #define _GNU_SOURCE
 
@@ -19,8 +26,13 @@
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
+#include <ucontext.h>
 #include <unistd.h>
+
+#include "_cgo_export.h"
 
 /*
  * Go's alternate stacks have 32 KiB. Handlers of C programs are used to the
@@ -80,12 +92,10 @@ static void make_key(void)
         pthread_key_create(&key, free_stack);
 }
 
-void o7s_thread_prepare(void)
+static void make_stack(void)
 {
         stack_t ss;
         char *  mem;
-
-        o7s_thread_ready = 1;
 
         pthread_once(&once, make_key);
 
@@ -106,6 +116,122 @@ void o7s_thread_prepare(void)
                 free_stack(mem);
 }
 
+/*
+ * Is given to a thread while it blocks everything, and arrives in the moment
+ * in which Go sets the mask that it wants the thread to have. Go unblocks this
+ * signal, and nothing on Linux sends it.
+ */
+#define SIG_MASK SIGSTKFLT
+
+static void fill_mask(sigset_t * mask)
+{
+        /* What faults cause, and what Go's scheduler sends. */
+        static const int open[] = {
+                SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGURG
+        };
+        size_t i;
+
+        sigfillset(mask); /* but for the C library's own */
+        for (i = 0; i < sizeof(open) / sizeof(open[0]); i++)
+                sigdelset(mask, open[i]);
+}
+
+/* The interrupted thread goes on with the mask that this sets. */
+static void set_mask(int         sig,
+                     siginfo_t * info,
+                     void *      context)
+{
+        (void) sig;
+
+        if (info->si_code == SI_TKILL && info->si_pid == getpid())
+                fill_mask(&((ucontext_t *) context)->uc_sigmask);
+}
+
+static void catch_mask(void)
+{
+        sigaction_fn     f = libc_sigaction();
+        struct sigaction sa = { 0 };
+
+        if (f == NULL)
+                return;
+
+        sa.sa_sigaction = set_mask;
+        sa.sa_flags     = SA_SIGINFO | SA_ONSTACK | SA_RESTART;
+        sigfillset(&sa.sa_mask); /* what waits must not slip in behind */
+        f(SIG_MASK, &sa, NULL);
+}
+
+/* Has the thread block everything, whatever Go does when it meets it next. */
+static void hold_mask(sigset_t * old)
+{
+        sigset_t all;
+
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, old);
+        pthread_kill(pthread_self(), SIG_MASK);
+}
+
+void o7s_thread_prepare(void)
+{
+        sigset_t mask;
+
+        o7s_thread_ready = 1;
+
+        make_stack();
+
+        /* Go changes the mask when the thread comes in first, and only then. */
+        hold_mask(&mask);
+        o7s_go_enter();
+        pthread_sigmask(SIG_SETMASK, &mask, NULL);
+}
+
+struct start {
+        void * (* run)(void *);
+        void *    arg;
+};
+
+static void * start_thread(void * arg)
+{
+        struct start s = *(struct start *) arg;
+
+        free(arg);
+
+        hold_mask(NULL);
+
+        return s.run(s.arg);
+}
+
+/* The linker has the library's calls of pthread_create, which are Go's, here. */
+int __real_pthread_create(pthread_t *            thread,
+                          const pthread_attr_t * attr,
+                          void *              (* run)(void *),
+                          void *                 arg);
+
+int __wrap_pthread_create(pthread_t *            thread,
+                          const pthread_attr_t * attr,
+                          void *              (* run)(void *),
+                          void *                 arg)
+{
+        static pthread_once_t caught = PTHREAD_ONCE_INIT;
+        struct start *        s;
+        int                   ret;
+
+        pthread_once(&caught, catch_mask);
+
+        s = malloc(sizeof(*s));
+        if (s == NULL)
+                return EAGAIN;
+
+        s->run = run;
+        s->arg = arg;
+
+        ret = __real_pthread_create(thread, attr, start_thread, s);
+        if (ret != 0)
+                free(s);
+
+        return ret;
+}
+
 static int is_function(const struct sigaction * sa)
 {
         return (sa->sa_flags & SA_SIGINFO) != 0 ||
@@ -122,6 +248,12 @@ int sigaction(int                             sig,
         if (f == NULL) {
                 errno = ENOSYS;
                 return -1;
+        }
+
+        if (sig == SIG_MASK) { /* nobody will miss a handler */
+                if (old != NULL)
+                        memset(old, 0, sizeof(*old));
+                return 0;
         }
 
         if (act != NULL && is_function(act)) {
@@ -171,6 +303,9 @@ static handler_fn with(const char * name,
                 errno = ENOSYS;
                 return SIG_ERR;
         }
+
+        if (sig == SIG_MASK)
+                return SIG_DFL;
 
         old = f(sig, handler);
         if (old != SIG_ERR)
