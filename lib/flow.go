@@ -159,9 +159,10 @@ type Flow struct {
 	wmu sync.Mutex // held by the writer; guards the sending half of path
 	wto timeouts
 
-	emu    sync.Mutex // guards the sending half of events
-	events chan Event // nil after Close
-	evs    <-chan Event
+	emu      sync.Mutex // guards the sending half of events, and standing
+	events   chan Event // nil after Close
+	evs      <-chan Event
+	standing Event // what has happened and still holds: for a set that the flow gets into
 }
 
 // timeouts are what ends the waits of one direction: a deadline, as in package
@@ -505,10 +506,13 @@ func (f *Flow) event(e Event) {
 		}
 		break
 	}
+	if f.standing |= e; e == EventUp {
+		f.standing &^= EventUp | EventDown
+	}
 	f.path.Kick(ring.DirRead)
 	f.path.Kick(ring.DirWrite)
 	if m := f.set.Load(); m != nil {
-		m.set.event(f, e)
+		m.event(e)
 	}
 }
 

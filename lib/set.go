@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,6 +25,10 @@ import (
 // event, or all until o7serr.EAGAIN, which it is told of once more at most. The
 // end of a stream is read like a message, and told of like one. The other events
 // are those of Flow.Events; a flow that was released is told of by them alone.
+// What happened before Add is told with it. EventDealloc and EventPeer come
+// behind one EventPacket for each message that is left to read, so a program may
+// close the flow when it is told. An event that nobody waited for is told once,
+// as of the last time.
 //
 // Waiting costs the same for one flow as for ten thousand: what arrives leaves a
 // mark, and the waiting goroutine looks at the marks itself.
@@ -33,16 +38,16 @@ type Set struct {
 
 	mu      sync.Mutex // guards what follows
 	flows   map[*Flow]*member
-	rung    []*member  // may have a message
-	spare   []*member  // rung, of the last time
-	events  []SetEvent // that are not messages
-	session *session   // of the first flow
-	hub     *ring.Hub  // its hub, where the set waits; the idle one when there is no flow
+	rung    []*member // may have a message
+	spare   []*member // rung, of the last time
+	evented []*member // have events that are not messages
+	session *session  // of the first flow
+	hub     *ring.Hub // its hub, where the set waits; the idle one when there is no flow
 	sleeper *ring.Sleeper
 	woken   bool
 	closed  bool
 
-	pending atomic.Bool // there is something in rung or events, or woken or closed
+	pending atomic.Bool // there is something in rung or evented, or woken or closed
 	asleep  atomic.Bool
 }
 
@@ -51,17 +56,27 @@ type member struct {
 	set   *Set
 	flow  *Flow
 	noted atomic.Bool // in Set.rung
+	told  atomic.Bool // of a message, and nothing was read since
+
+	// Guarded by Set.mu.
+	events [kinds]Event // to be told, the oldest first
+	n      int          // how many
+	listed bool         // in Set.evented
+
+	// Of the goroutine that waits.
+	owed    int  // packets to be told before events
+	counted bool // they were
+	over    bool // released, as far as this look goes
 }
+
+// kinds is how many events there are besides EventPacket.
+const kinds = 4
 
 // SetEvent is an event of a flow in a set.
 type SetEvent struct {
 	Flow  *Flow
 	Event Event
 }
-
-// maxSetEvents bounds the events that wait, messages excepted: as the reference
-// (spec 33 §8). The oldest are dropped.
-const maxSetEvents = 1024
 
 var (
 	errInSet     = fmt.Errorf("flow is in a set already: %w", o7serr.EPERM)
@@ -110,6 +125,11 @@ func (s *Set) Add(f *Flow) error {
 	open := f.events != nil && f.state.Load()&stateClosed == 0
 	if open {
 		f.path.OnRing(m.ring)
+		for _, e := range [...]Event{EventDown, EventPeer, EventDealloc} {
+			if f.standing&e != 0 {
+				m.event(e)
+			}
+		}
 	}
 	f.emu.Unlock()
 	if !open {
@@ -140,13 +160,10 @@ func (s *Set) Del(f *Flow) {
 	f.set.CompareAndSwap(m, nil)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	keep := s.events[:0]
-	for _, e := range s.events {
-		if e.Flow != f {
-			keep = append(keep, e)
-		}
+	m.n = 0
+	if m.listed {
+		s.evented = slices.DeleteFunc(s.evented, func(o *member) bool { return o == m })
 	}
-	s.events = keep
 }
 
 // Has reports whether f is in the set.
@@ -219,13 +236,20 @@ func (m *member) ring(lead bool) {
 	m.note(lead)
 }
 
-// event says what happened to f.
-func (s *Set) event(f *Flow, e Event) {
+// event says what happened to the flow.
+func (m *member) event(e Event) {
+	s := m.set
 	s.mu.Lock()
-	if len(s.events) == maxSetEvents {
-		s.events = append(s.events[:0], s.events[1:]...)
+	if i := slices.Index(m.events[:m.n], e); i >= 0 {
+		copy(m.events[i:m.n], m.events[i+1:m.n])
+		m.n--
 	}
-	s.events = append(s.events, SetEvent{f, e})
+	m.events[m.n] = e
+	m.n++
+	if !m.listed {
+		m.listed = true
+		s.evented = append(s.evented, m)
+	}
 	s.pending.Store(true)
 	s.mu.Unlock()
 	s.wake(false)
@@ -369,31 +393,92 @@ func (s *Set) take(evs []SetEvent) (n int, err error) {
 		s.mu.Unlock()
 		return 0, errSetClosed
 	}
-	n = copy(evs, s.events)
-	s.events = append(s.events[:0], s.events[n:]...)
+	evented := s.evented
+	s.evented = nil // seldom: not worth a spare
 	rung := s.rung
 	s.rung, s.spare = s.spare[:0], nil
-	s.pending.Store(len(s.events) > 0)
+	s.pending.Store(false)
 	s.mu.Unlock()
+	j := 0
+	for ; j < len(evented); j++ {
+		k, all := evented[j].tell(evs[n:])
+		if n += k; !all {
+			break
+		}
+	}
 	i := 0
 	for ; i < len(rung) && n < len(evs); i++ {
 		m := rung[i]
 		rung[i] = nil
 		m.noted.Store(false)
-		if m.flow.set.Load() == m && m.flow.hasMessage() {
+		if m.over || m.flow.set.Load() != m {
+			continue
+		}
+		m.told.Store(true) // first: a read may come in between
+		if m.flow.hasMessage() {
 			evs[n] = SetEvent{m.flow, EventPacket}
 			n++
+		} else {
+			m.told.Store(false)
 		}
+	}
+	for _, m := range evented {
+		m.over = false
 	}
 	s.mu.Lock()
 	if i < len(rung) { // their turn comes first next time
 		s.rung = append(append([]*member(nil), rung[i:]...), s.rung...)
 		s.pending.Store(true)
 	}
+	if j < len(evented) {
+		s.evented = append(evented[j:], s.evented...)
+		s.pending.Store(true)
+	}
 	clear(rung)
 	s.spare = rung[:0]
 	s.mu.Unlock()
 	return n, nil
+}
+
+// tell puts what happened to the flow into evs, and reports whether all of it
+// had room. Who is told that the flow was released may close it at once: the
+// messages that are left come first. set.wmu is held.
+func (m *member) tell(evs []SetEvent) (n int, all bool) {
+	s, f := m.set, m.flow
+	if f.set.Load() != m {
+		return 0, true // taken out while we look
+	}
+	s.mu.Lock()
+	released := slices.Contains(m.events[:m.n], EventDealloc)
+	last := released || slices.Contains(m.events[:m.n], EventPeer)
+	s.mu.Unlock()
+	if last && !m.counted { // takes locks under which events come
+		m.counted = true
+		m.owed = f.RxLen()
+		if released && f.ordered() {
+			m.owed++ // the end
+		}
+		if m.owed > 0 && m.told.Load() {
+			m.owed--
+		}
+	}
+	for ; m.owed > 0 && n < len(evs); m.owed-- {
+		evs[n] = SetEvent{f, EventPacket}
+		n++
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := 0
+	for ; k < m.n && n < len(evs); k++ {
+		evs[n] = SetEvent{f, m.events[k]}
+		m.over = m.over || m.events[k] == EventDealloc
+		n++
+	}
+	m.n = copy(m.events[:], m.events[k:m.n])
+	if m.listed = m.n > 0; !m.listed {
+		m.counted = false
+	}
+	return n, !m.listed
 }
 
 // hasMessage reports whether a read would return at once. Otherwise the flow's
@@ -431,7 +516,11 @@ func (f *Flow) peek() bool {
 // again tells the flow's set of what a read left. rmu is held.
 func (f *Flow) again(err error) {
 	m := f.set.Load()
-	if m == nil || err != nil && !errors.Is(err, o7serr.EAGAIN) && !errors.Is(err, os.ErrDeadlineExceeded) {
+	if m == nil {
+		return
+	}
+	m.told.Store(false)
+	if err != nil && !errors.Is(err, o7serr.EAGAIN) && !errors.Is(err, os.ErrDeadlineExceeded) {
 		return
 	}
 	// The next Wait looks, which is soon enough, and not in the way of the

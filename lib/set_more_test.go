@@ -272,13 +272,16 @@ func TestSetStates(t *testing.T) {
 		t.Errorf("released: %v", err)
 	}
 	s.none(t, 0)
-	// More than anybody looks at: the latest stay.
-	for range maxSetEvents + 100 {
-		for errors.Is(h.conn.Event(ipc.FlowEvent{Flow: h.flow, Type: "down"}), o7serr.EAGAIN) {
+	// More than anybody looks at: what holds is told last.
+	for i := range 1001 {
+		typ := "down"
+		if i == 1000 {
+			typ = "up"
+		}
+		for errors.Is(h.conn.Event(ipc.FlowEvent{Flow: h.flow, Type: typ}), o7serr.EAGAIN) {
 			time.Sleep(time.Millisecond)
 		}
 	}
-	h.event(t, "up")
 	evs := make([]SetEvent, 4)
 	for last := Event(0); last != EventUp; {
 		n, err := s.Wait(evs, 5*time.Second)
@@ -520,4 +523,89 @@ func TestSetNoAllocation(t *testing.T) {
 	}); n > 0 {
 		t.Errorf("%v allocations", n)
 	}
+}
+
+// A program closes a flow when it is told of its release: by then it was told
+// of every message that is left, and not afterwards.
+func TestSetReleaseIsLast(t *testing.T) {
+	d := newFake(t)
+	f, h := d.flow1(t, d.client(t), nil)
+	s := newSet(t, f)
+	const messages = 10
+	for i := range messages {
+		h.end.Write([]byte{byte(i)})
+	}
+	h.event(t, "dealloc")
+	waitFor(t, func() bool { return f.Flags()&DOWN != 0 })
+	evs := make([]SetEvent, 4) // fewer than there are
+	p := make([]byte, 10)
+	for read := 0; ; {
+		n, err := s.Wait(evs, 5*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, e := range evs[:n] {
+			if e.Event == EventPacket {
+				if k, err := f.Read(p); k != 1 || err != nil || int(p[0]) != read {
+					t.Fatalf("message %d: %v, %v", read, p[:k], err)
+				}
+				read++
+				continue
+			}
+			if e.Event != EventDealloc || i != n-1 || read != messages {
+				t.Fatalf("%v after %d messages, %d events behind it", e.Event, read, n-1-i)
+			}
+			f.Close()
+			s.none(t, 0)
+			return
+		}
+	}
+}
+
+// What happened before a flow gets into a set is told, or nobody would ever
+// know: the flow may be released before accept returns.
+func TestSetToldLate(t *testing.T) {
+	d := newFake(t)
+	c := d.client(t)
+	f, h := d.flow1(t, c, nil)
+	h.end.Write([]byte("early"))
+	h.event(t, "down")
+	h.event(t, "up")
+	h.event(t, "dealloc")
+	waitFor(t, func() bool { return f.Flags()&DOWN != 0 && len(f.Events()) == 3 })
+	s := newSet(t, f)
+	s.next(t, SetEvent{f, EventPacket}, SetEvent{f, EventDealloc})
+	s.none(t, 0)
+	s.Del(f)
+	g, _ := d.flow1(t, c, nil)
+	other := newSet(t, g, f)
+	other.next(t, SetEvent{f, EventPacket}, SetEvent{f, EventDealloc})
+}
+
+// Thousands of flows that are released while nobody waits: each is told of.
+func TestSetManyReleased(t *testing.T) {
+	d := newFake(t)
+	c := d.client(t)
+	s := newSet(t)
+	const flows = 3000
+	for range flows {
+		f, _ := d.flow1(t, c, nil)
+		s.Add(f)
+		f.event(EventDealloc)
+	}
+	evs := make([]SetEvent, 100)
+	for told := 0; told < flows; {
+		n, err := s.Wait(evs, 5*time.Second)
+		if err != nil {
+			t.Fatalf("%v after %d of %d", err, told, flows)
+		}
+		for _, e := range evs[:n] {
+			if e.Event != EventDealloc {
+				t.Fatal(e.Event)
+			}
+			e.Flow.Close()
+		}
+		told += n
+	}
+	s.none(t, 0)
 }
