@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -31,7 +32,8 @@ func newSet(t *testing.T, flows ...*Flow) *Set {
 	return s
 }
 
-// next waits for exactly the events wanted, in any order.
+// next waits for exactly the events wanted, in any order. While others are
+// awaited a message that nobody has read yet may be told of again.
 func (s *Set) next(t *testing.T, want ...SetEvent) {
 	t.Helper()
 	missing := map[SetEvent]bool{}
@@ -45,7 +47,7 @@ func (s *Set) next(t *testing.T, want ...SetEvent) {
 			t.Fatalf("%v, still missing %v", err, missing)
 		}
 		for _, e := range evs[:n] {
-			if !missing[e] {
+			if !missing[e] && !(e.Event == EventPacket && slices.Contains(want, e)) {
 				t.Fatalf("event %v of flow %d, missing are %v", e.Event, e.Flow.FD(), missing)
 			}
 			delete(missing, e)
@@ -373,7 +375,10 @@ func TestSetKinds(t *testing.T) {
 	if _, err := y.Read(p); err != io.EOF {
 		t.Errorf("end: %v", err)
 	}
-	// The session of the set's first flow ends, the set goes on.
+	// The session of the set's first flow ends, the set goes on. What ends with
+	// it at the other end of these has nothing to do with it.
+	s.Del(y)
+	s.Del(cy)
 	b.Close()
 	tap.Write(network(h.handle, 40, "still"))
 	s.next(t, SetEvent{app, EventPacket})
