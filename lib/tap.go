@@ -370,19 +370,17 @@ func (p *tapPath) look() bool {
 	return p.some()
 }
 
-// Settle reads the device until it is empty, after whoever does so now: what he
-// holds in his hands may be for p.
+// Settle reads what the device holds, after whoever reads it now: what he has in
+// his hands may be for p. Once is enough: a device holds less than drainMax.
 func (p *tapPath) Settle() {
-	for more := true; more; {
-		for !p.tap.busy.CompareAndSwap(false, true) {
-			if p.shut.Load() {
-				return // the device may be closed
-			}
-			runtime.Gosched()
+	for !p.tap.busy.CompareAndSwap(false, true) {
+		if p.shut.Load() {
+			return // the device may be closed
 		}
-		more = p.tap.empty(false, nil)
-		p.tap.busy.Store(false)
+		runtime.Gosched()
 	}
+	defer p.tap.busy.Store(false)
+	p.tap.empty(false, nil)
 }
 
 func (p *tapPath) Next() ([]byte, error) {

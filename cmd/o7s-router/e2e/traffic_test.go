@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/o7s/o7s-router/cmd/o7s-router/tools/testnode"
 	"github.com/o7s/o7s-router/lib"
 	"github.com/o7s/o7s-router/lib/ipc"
 	"github.com/o7s/o7s-router/lib/qos"
@@ -65,18 +66,7 @@ func (n *network) server(host, name, prog, tag string) *server {
 		})
 	}
 	if name != "" {
-		eventually(n.t, 2*time.Second, func() error {
-			var r ipc.ListResult
-			if err := n.call(host, ipc.OpList, ipc.ListArgs{What: "names", Prefix: name}, &r); err != nil {
-				return err
-			}
-			for _, i := range r.Names {
-				if i.Name == name && i.Accepting > 0 {
-					return nil
-				}
-			}
-			return fmt.Errorf("nobody accepts flows to %s: %+v", name, r.Names)
-		})
+		testnode.Accepting(n.t, n.RunDir(host), name)
 	}
 	return s
 }
