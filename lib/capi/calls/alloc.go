@@ -34,22 +34,26 @@ func (p *Process) Alloc(name string, q *qos.Spec, timeo time.Duration) int {
 		plain.BER = qos.Raw.BER
 		q = &plain
 	}
-	return p.allocate(timeo, func(ctx context.Context) (*o7s.Flow, error) { return p.client.Alloc(ctx, name, q) })
+	ctx, cancel := within(timeo)
+	return p.allocate(ctx, cancel, func(ctx context.Context) (*o7s.Flow, error) { return p.client.Alloc(ctx, name, q) })
 }
 
 // Accept begins flow_accept.
-func (p *Process) Accept(timeo time.Duration) int { return p.allocate(timeo, p.client.Accept) }
+func (p *Process) Accept(timeo time.Duration) int {
+	ctx, cancel := waiting(timeo)
+	return p.allocate(ctx, cancel, p.client.Accept)
+}
 
 // Join begins flow_join.
 func (p *Process) Join(layer string, timeo time.Duration) int {
 	if len(layer) == 0 {
 		return p.failed(o7serr.EINVAL)
 	}
-	return p.allocate(timeo, func(ctx context.Context) (*o7s.Flow, error) { return p.client.Join(ctx, layer) })
+	ctx, cancel := within(timeo)
+	return p.allocate(ctx, cancel, func(ctx context.Context) (*o7s.Flow, error) { return p.client.Join(ctx, layer) })
 }
 
-func (p *Process) allocate(timeo time.Duration, call func(context.Context) (*o7s.Flow, error)) int {
-	ctx, cancel := within(timeo)
+func (p *Process) allocate(ctx context.Context, cancel context.CancelFunc, call func(context.Context) (*o7s.Flow, error)) int {
 	return p.start(&op{abort: cancel}, func() int {
 		defer cancel()
 		f, err := call(ctx)
@@ -147,10 +151,19 @@ func (p *Process) Abort(n int) {
 const grace = 2 * time.Second
 
 // shortest is the shortest time-out that the daemon knows. It stands for "do
-// not wait".
+// not wait", and gives it the time to say what is there already.
 const shortest = time.Millisecond
 
-// within gives the context of a call with a time-out, < 0: none.
+// waiting gives the context of a call that waits on this side: a flow that is on
+// its way when the time is up is there for the next call. timeo < 0: for ever.
+func waiting(timeo time.Duration) (context.Context, context.CancelFunc) {
+	if timeo < 0 {
+		return context.WithCancel(context.Background())
+	}
+	return context.WithTimeout(context.Background(), timeo+shortest)
+}
+
+// within gives the context of a call whose time-out the daemon sees to, < 0: none.
 func within(timeo time.Duration) (context.Context, context.CancelFunc) {
 	if timeo < 0 {
 		return context.WithCancel(context.Background())
