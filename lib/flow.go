@@ -154,6 +154,7 @@ type Flow struct {
 	rmu  sync.Mutex // held by the reader; guards what follows and the receiving half of path
 	rest int        // bytes of the next message that were read already
 	mark bool       // the next read returns 0: it marks the end of a message
+	over bool       // a read has told that no more comes
 	rto  timeouts
 
 	wmu sync.Mutex // held by the writer; guards the sending half of path
@@ -676,6 +677,9 @@ func (f *Flow) SetFlags(fl Flags) error {
 		f.path.SetState(f.path.Own() | ring.Down)
 	} else {
 		f.path.SetState(f.path.Own() &^ ring.Down)
+	}
+	if m := f.set.Load(); m != nil {
+		m.note(false) // it may be open for reading again
 	}
 	return nil
 }

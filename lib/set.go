@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"slices"
@@ -454,10 +455,7 @@ func (m *member) tell(evs []SetEvent) (n int, all bool) {
 	s.mu.Unlock()
 	if last && !m.counted { // takes locks under which events come
 		m.counted = true
-		m.owed = f.RxLen()
-		if released && f.ordered() {
-			m.owed++ // the end
-		}
+		m.owed = f.left(released)
 		if m.owed > 0 && m.told.Load() {
 			m.owed--
 		}
@@ -479,6 +477,23 @@ func (m *member) tell(evs []SetEvent) (n int, all bool) {
 		m.counted = false
 	}
 	return n, !m.listed
+}
+
+// left is how many reads there are for a flow that gets nothing more. released:
+// of an ordered one the end is read, too.
+func (f *Flow) left(released bool) int {
+	if !f.glimpse(&f.rmu) {
+		return 0 // a reader is blocked: there is nothing
+	}
+	defer f.rmu.Unlock()
+	if f.state.Load()&stateClosed != 0 {
+		return 0
+	}
+	n := f.path.RxLen(math.MaxInt)
+	if released && !f.over && f.ordered() {
+		n++
+	}
+	return n
 }
 
 // hasMessage reports whether a read would return at once. Otherwise the flow's
@@ -505,22 +520,33 @@ func (f *Flow) peek() bool {
 		case err == nil && len(m) == 0:
 			f.path.Skip()
 			f.path.Release()
-		case !errors.Is(err, ring.ErrEmpty): // nil, too
+		case err == nil:
 			return true
+		case !errors.Is(err, ring.ErrEmpty):
+			return !f.over
 		case f.path.Arm():
-			return f.trouble(false) == io.EOF //nolint:errorlint // exactly what it returns
+			return !f.over && f.trouble(false) == io.EOF //nolint:errorlint // exactly what it returns
 		}
 	}
 }
 
 // again tells the flow's set of what a read left. rmu is held.
 func (f *Flow) again(err error) {
+	switch {
+	case err == nil:
+		f.over = false
+	case err == errTooLong, errors.Is(err, o7serr.EAGAIN), errors.Is(err, os.ErrDeadlineExceeded): //nolint:errorlint // our own
+	case err == errAccess: //nolint:errorlint // our own
+		return
+	default:
+		f.over = true
+	}
 	m := f.set.Load()
 	if m == nil {
 		return
 	}
 	m.told.Store(false)
-	if err != nil && !errors.Is(err, o7serr.EAGAIN) && !errors.Is(err, os.ErrDeadlineExceeded) {
+	if f.over {
 		return
 	}
 	// The next Wait looks, which is soon enough, and not in the way of the

@@ -614,3 +614,87 @@ func TestSetManyReleased(t *testing.T) {
 	}
 	s.none(t, 0)
 }
+
+// A message that is lost because it does not fit is read like another: the ones
+// behind it are told of. So are those of a flow that was not open for reading.
+func TestSetNotRead(t *testing.T) {
+	d := newFake(t)
+	f, h := d.flow1(t, d.client(t), nil)
+	s := newSet(t, f)
+	if err := f.SetFlags(Default | RNOPART); err != nil {
+		t.Fatal(err)
+	}
+	h.end.Write([]byte("too long"))
+	h.end.Write([]byte("fits"))
+	s.next(t, SetEvent{f, EventPacket})
+	p := make([]byte, 5)
+	if _, err := f.Read(p); !errors.Is(err, o7serr.EMSGSIZE) {
+		t.Fatal(err)
+	}
+	s.next(t, SetEvent{f, EventPacket})
+	if n, err := f.Read(p); err != nil || string(p[:n]) != "fits" {
+		t.Fatalf("%q, %v", p[:n], err)
+	}
+	f.SetFlags(WRONLY)
+	h.end.Write([]byte("later"))
+	s.next(t, SetEvent{f, EventPacket})
+	if _, err := f.Read(p); !errors.Is(err, o7serr.EPERM) {
+		t.Fatal(err)
+	}
+	s.none(t, 0)
+	f.SetFlags(Default)
+	s.next(t, SetEvent{f, EventPacket})
+	if n, err := f.Read(p); err != nil || string(p[:n]) != "later" {
+		t.Fatalf("%q, %v", p[:n], err)
+	}
+}
+
+// The end of a stream is told of until it was read, and not again for what the
+// other end does later.
+func TestSetEndOnce(t *testing.T) {
+	d := newFake(t)
+	x, y := d.pairQoS(t, d.client(t), d.client(t), &qos.Data)
+	s := newSet(t, y)
+	x.CloseWrite()
+	s.next(t, SetEvent{y, EventPacket})
+	if _, err := y.Read(make([]byte, 100)); err != io.EOF {
+		t.Fatal(err)
+	}
+	y.path.Kick(ring.DirRead)
+	s.none(t, time.Millisecond)
+	x.Close()
+	s.next(t, SetEvent{y, EventDealloc})
+	s.none(t, time.Millisecond)
+}
+
+// The queue of a flow within the machine holds more than its length tells: all
+// of it comes before the release.
+func TestSetReleaseOfFullQueue(t *testing.T) {
+	d := newFake(t)
+	f, h := d.flow1(t, d.client(t), nil)
+	const messages = 2 * queueLimit
+	for range messages {
+		if err := h.end.Write([]byte("m")); err != nil {
+			t.Skip(err) // it does not
+		}
+	}
+	h.event(t, "dealloc")
+	waitFor(t, func() bool { return f.Flags()&DOWN != 0 })
+	s := newSet(t, f)
+	evs := make([]SetEvent, 100)
+	for told := 0; ; {
+		n, err := s.Wait(evs, 5*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range evs[:n] {
+			if e.Event == EventPacket {
+				told++
+			} else if told < messages {
+				t.Fatalf("%v after %d messages", e.Event, told)
+			} else {
+				return
+			}
+		}
+	}
+}
