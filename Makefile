@@ -25,6 +25,9 @@ install: build
 # The C library needs a C compiler; everything else is built without.
 CAPI     := bin/libouroboros-dev.so
 CAPI_ABI := 0
+# Programs ask pkg-config for at least a version of the reference: this is the
+# one whose interface the library has.
+CAPI_API := 0.23.0
 capi:
 	CGO_ENABLED=1 $(GO) build -buildmode=c-shared -trimpath -ldflags "-s -w -extldflags '-Wl,-soname,libouroboros-dev.so.$(CAPI_ABI) -Wl,--version-script=$(CURDIR)/lib/capi/cshared/libouroboros-dev.map'" -o $(CAPI) ./lib/capi/cshared
 	rm -f bin/libouroboros-dev.h
@@ -34,7 +37,7 @@ install-capi: capi
 	ln -sf libouroboros-dev.so.$(CAPI_ABI) $(DESTDIR)$(PREFIX)/lib/libouroboros-dev.so
 	install -d $(DESTDIR)$(PREFIX)/include/ouroboros $(DESTDIR)$(PREFIX)/lib/pkgconfig
 	install -m 0644 lib/capi/include/ouroboros/*.h $(DESTDIR)$(PREFIX)/include/ouroboros
-	sed 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|' lib/capi/ouroboros-dev.pc.in >$(DESTDIR)$(PREFIX)/lib/pkgconfig/ouroboros-dev.pc
+	sed 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(CAPI_API)|' lib/capi/ouroboros-dev.pc.in >$(DESTDIR)$(PREFIX)/lib/pkgconfig/ouroboros-dev.pc
 
 # Regenerates the BPF objects, the protobuf code and the socket shim (clang-14,
 # protoc, gcc-12 for amd64 and arm64).

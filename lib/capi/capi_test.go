@@ -271,6 +271,20 @@ func TestAlone(t *testing.T) {
 	p.finish()
 }
 
+// What is built for the reference asks for a version of it.
+func TestVersion(t *testing.T) {
+	build(t)
+	env := []string{"PKG_CONFIG_PATH=" + filepath.Join(built.lib, "pkgconfig")}
+	for _, v := range []string{"0.0.1", "0.18.0", "0.23.0"} {
+		if err := command(env, "pkg-config", "--print-errors", "--atleast-version="+v, "ouroboros-dev"); err != nil {
+			t.Error(err)
+		}
+	}
+	if command(env, "pkg-config", "--atleast-version=0.24", "ouroboros-dev") == nil {
+		t.Error("is a version to come")
+	}
+}
+
 // The library exports the interface, and what it must put in front of the C
 // library's, and needs nothing that is not on every machine.
 func TestExports(t *testing.T) {
