@@ -5,6 +5,7 @@
 #ifndef OUROBOROS_QOS_H
 #define OUROBOROS_QOS_H
 
+#include <stdbool.h> /* programs rely on it */
 #include <stdint.h>
 
 #ifdef __cplusplus
