@@ -145,7 +145,7 @@ type Flow struct {
 
 	set atomic.Pointer[member] // in a Set
 
-	flags   atomic.Uint32 // Flags but DOWN
+	flags   atomic.Uint32 // Flags as set
 	state   atomic.Uint32 // state bits
 	daemon  atomic.Pointer[error]
 	closing sync.Once
@@ -155,6 +155,7 @@ type Flow struct {
 	rest int        // bytes of the next message that were read already
 	mark bool       // the next read returns 0: it marks the end of a message
 	over bool       // a read has told that no more comes
+	off  bool       // the set was told that the program at the other end set DOWN
 	rto  timeouts
 
 	wmu sync.Mutex // held by the writer; guards the sending half of path
@@ -198,6 +199,9 @@ func (f *Flow) trouble(write bool) error {
 		return errClosed // the path may be closed, too
 	}
 	peer := f.path.Peer()
+	if Flags(f.flags.Load())&DOWN != 0 {
+		peer |= ring.Down
+	}
 	switch {
 	case st&^stateEnded == 0 && peer == 0:
 		return nil
@@ -648,7 +652,7 @@ func (t *timeouts) get() time.Duration {
 
 // Flags are the flags of the flow; DOWN as things are.
 func (f *Flow) Flags() Flags {
-	fl := Flags(f.flags.Load())
+	fl := Flags(f.flags.Load()) &^ DOWN
 	f.emu.Lock()
 	defer f.emu.Unlock()
 	if f.events == nil {
@@ -662,7 +666,8 @@ func (f *Flow) Flags() Flags {
 
 // SetFlags sets the flags. Setting or clearing DOWN is what the other end of
 // the flow's memory, the daemon or the program there, sees as the flow going
-// down or up. Calls under way keep the flags they started with.
+// down or up: a Set there has EventDown and EventUp. Calls under way keep the
+// flags they started with.
 func (f *Flow) SetFlags(fl Flags) error {
 	if fl&ACCMODE == ACCMODE {
 		return fmt.Errorf("access mode 3: %w", o7serr.EINVAL)
@@ -672,9 +677,11 @@ func (f *Flow) SetFlags(fl Flags) error {
 	if f.events == nil {
 		return errClosed
 	}
-	f.flags.Store(uint32(fl &^ DOWN))
+	f.flags.Store(uint32(fl))
 	if fl&DOWN != 0 {
 		f.path.SetState(f.path.Own() | ring.Down)
+		f.path.Kick(ring.DirRead)
+		f.path.Kick(ring.DirWrite)
 	} else {
 		f.path.SetState(f.path.Own() &^ ring.Down)
 	}

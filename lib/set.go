@@ -511,6 +511,9 @@ func (f *Flow) peek() bool {
 	if f.state.Load()&stateClosed != 0 {
 		return false
 	}
+	if f.info.Direct {
+		f.turn()
+	}
 	if f.mark || f.rest > 0 {
 		return true
 	}
@@ -530,13 +533,33 @@ func (f *Flow) peek() bool {
 	}
 }
 
+// turn tells the flow's set when the program at the other end has set or cleared
+// its DOWN flag. rmu is held.
+func (f *Flow) turn() {
+	st := f.path.Peer()
+	off := st&ring.Down != 0
+	if off == f.off || st&ring.Closed != 0 {
+		return
+	}
+	m := f.set.Load()
+	if m == nil {
+		return
+	}
+	f.off = off
+	if off {
+		m.event(EventDown)
+	} else {
+		m.event(EventUp)
+	}
+}
+
 // again tells the flow's set of what a read left. rmu is held.
 func (f *Flow) again(err error) {
 	switch {
 	case err == nil:
 		f.over = false
 	case err == errTooLong, errors.Is(err, o7serr.EAGAIN), errors.Is(err, os.ErrDeadlineExceeded): //nolint:errorlint // our own
-	case err == errAccess: //nolint:errorlint // our own
+	case err == errAccess, err == error(o7serr.EFLOWDOWN): //nolint:errorlint // exactly: not the end
 		return
 	default:
 		f.over = true

@@ -698,3 +698,45 @@ func TestSetReleaseOfFullQueue(t *testing.T) {
 		}
 	}
 }
+
+// What a program sets as the state of a flow within the machine is an event at
+// the other end, and both ends read so.
+func TestSetDownFlag(t *testing.T) {
+	d := newFake(t)
+	x, y := d.pairQoS(t, d.client(t), d.client(t), &qos.Data)
+	s := newSet(t, y)
+	p := make([]byte, 10)
+	for range 3 {
+		done := make(chan error)
+		go func() {
+			_, err := x.Read(p)
+			done <- err
+		}()
+		x.SetFlags(Default | DOWN)
+		if err := <-done; !errors.Is(err, o7serr.EFLOWDOWN) {
+			t.Fatal(err)
+		}
+		s.next(t, SetEvent{y, EventDown})
+		if _, err := y.Read(p); !errors.Is(err, o7serr.EFLOWDOWN) {
+			t.Fatal(err)
+		}
+		s.none(t, 0)
+		x.SetFlags(Default)
+		s.next(t, SetEvent{y, EventUp})
+		x.Write([]byte("m"))
+		s.next(t, SetEvent{y, EventPacket})
+		if _, err := y.Read(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	x.SetFlags(Default | DOWN)
+	s.next(t, SetEvent{y, EventDown})
+	y.Read(p)
+	x.SetFlags(Default)
+	s.next(t, SetEvent{y, EventUp})
+	x.CloseWrite()
+	s.next(t, SetEvent{y, EventPacket})
+	if _, err := y.Read(p); err != io.EOF {
+		t.Fatal(err)
+	}
+}
