@@ -112,6 +112,40 @@ static void basics(void)
         must("dealloc", flow_dealloc(fd2), 0);
 }
 
+/* A flow that its peer has released before the set knows it. */
+static void released(void)
+{
+        fset_t *   set = fset_create();
+        fqueue_t * fq  = fqueue_create();
+        char       buf[8];
+        uint32_t   fl  = 0;
+        int        fd  = alloc();
+        int        n   = 0;
+        int        i;
+
+        must("write", flow_write(fd, "!burst", 6), 6);
+        must("write", flow_write(fd, "!bye", 4), 4);
+        for (i = 0; i < 20000 && (fl & FLOWFDOWN) == 0; i++) {
+                must("flags", fccntl(fd, FLOWGFLAGS, &fl), 0);
+                usleep(1000);
+        }
+        must("add", fset_add(set, fd), 0);
+        for (;;) {
+                must("fevent", fevent(set, fq, &long_time), 1);
+                while (fqueue_next(fq) == fd && fqueue_type(fq) == FLOW_PKT) {
+                        must("read", flow_read(fd, buf, sizeof(buf)), 1);
+                        must("in order", buf[0], '0' + n);
+                        n++;
+                }
+                if (fqueue_type(fq) == FLOW_DEALLOC)
+                        break;
+        }
+        check("its release, after all messages", n, 10);
+        must("dealloc", flow_dealloc(fd), 0);
+        fqueue_destroy(fq);
+        fset_destroy(set);
+}
+
 static void many(int flows)
 {
         fset_t *   set  = fset_create();
@@ -156,6 +190,7 @@ int main(int     argc,
                 name = argv[1];
 
         basics();
+        released();
         many(argc > 2 ? atoi(argv[2]) : 50);
 
         return finish();
