@@ -53,15 +53,22 @@ func (d *desc) setTimeout(s *side, t time.Duration, set func(time.Duration)) int
 // where a time-out of zero says so. mu is held.
 func (d *desc) apply() int {
 	fl := d.flags
-	d.rd.poll.Store(d.rd.timeo.Load() == 0 && fl&o7s.RNOBLOCK == 0)
-	d.wr.poll.Store(d.wr.timeo.Load() == 0 && fl&o7s.WNOBLOCK == 0)
-	if d.rd.poll.Load() {
+	rd := d.rd.timeo.Load() == 0 && fl&o7s.RNOBLOCK == 0
+	wr := d.wr.timeo.Load() == 0 && fl&o7s.WNOBLOCK == 0
+	if rd {
 		fl |= o7s.RNOBLOCK
 	}
-	if d.wr.poll.Load() {
+	if wr {
 		fl |= o7s.WNOBLOCK
 	}
-	return code(d.flow.SetFlags(fl))
+	if err := d.flow.SetFlags(fl); err != nil {
+		return code(err)
+	}
+	d.rd.poll.Store(rd)
+	d.wr.poll.Store(wr)
+	d.rd.quick.Store(fl&o7s.RNOBLOCK != 0)
+	d.wr.quick.Store(fl&o7s.WNOBLOCK != 0)
+	return 0
 }
 
 // ReadTimeout is what SetReadTimeout set; EPERM when there is none.

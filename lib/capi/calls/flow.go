@@ -35,6 +35,7 @@ type side struct {
 	gate  gate
 	timeo atomic.Int64 // of each call in ns, -1: none
 	poll  atomic.Bool  // timeo is 0, and the flags ask for blocking
+	quick atomic.Bool  // calls do not block: poll, or the flags say so
 
 	mu       sync.Mutex // guards what follows
 	deadline func(time.Time) error
@@ -71,6 +72,25 @@ func (s *side) settle() bool {
 	return true
 }
 
+// instant is for how long a call that does not block waits for another one on
+// the same side, which either blocks or is over soon.
+const instant = time.Millisecond
+
+// enter locks the gate, or returns the number of the reason why it did not. The
+// call that has it may have begun with other flags, and without a time-out.
+func (s *side) enter(p *Process, seen uint32) int {
+	wait := time.Duration(s.timeo.Load())
+	quick := s.quick.Load()
+	if quick {
+		wait = instant
+	}
+	no := s.gate.lock(p, seen, wait)
+	if quick && no == code(o7serr.ETIMEDOUT) && !s.poll.Load() {
+		return code(o7serr.EAGAIN)
+	}
+	return no
+}
+
 // finish makes the number of what a read or write returned.
 func (s *side) finish(n int, err error) int {
 	switch {
@@ -97,7 +117,7 @@ func (p *Process) Read(fd int, b []byte, seen uint32) int {
 	if d == nil {
 		return no
 	}
-	if no = d.rd.gate.lock(p, seen, -1); no != 0 {
+	if no = d.rd.enter(p, seen); no != 0 {
 		return no
 	}
 	n := d.rd.finish(d.flow.Read(b))
@@ -111,7 +131,7 @@ func (p *Process) Write(fd int, b []byte, seen uint32) int {
 	if d == nil {
 		return no
 	}
-	if no = d.wr.gate.lock(p, seen, -1); no != 0 {
+	if no = d.wr.enter(p, seen); no != 0 {
 		return no
 	}
 	n := d.wr.finish(d.flow.Write(b))

@@ -69,6 +69,19 @@ static void * reader(void * arg)
         return NULL;
 }
 
+static void * read_one(void * arg)
+{
+        char    buf[8];
+        ssize_t n;
+
+        do /* it may begin late */
+                n = flow_read(*(int *) arg, buf, sizeof(buf));
+        while (n == -EAGAIN || n == -ETIMEDOUT);
+        must("read that blocks", n, 1);
+
+        return NULL;
+}
+
 static void start(pthread_t * t,
                   void *   (* f)(void *),
                   int *       arg)
@@ -81,6 +94,7 @@ int main(int     argc,
 {
         pthread_t t[THREADS];
         int       id[THREADS];
+        char      buf[8];
         int       fd;
         int       i;
 
@@ -103,6 +117,21 @@ int main(int     argc,
         must("pthread_join", pthread_join(t[0], NULL), 0);
         must("pthread_join", pthread_join(t[1], NULL), 0);
         check("reader and writer of one flow", failures, 0);
+        must("dealloc", flow_dealloc(fd), 0);
+
+        /* One thread blocks, another must not, or not for ever. */
+        fd = alloc();
+        start(&t[0], read_one, &fd);
+        usleep(50000);
+        must("flags", fccntl(fd, FLOWSFLAGS, FLOWFRDWR | FLOWFRNOBLOCK), 0);
+        check("non-blocking read beside one that blocks", flow_read(fd, buf, sizeof(buf)), -EAGAIN);
+        must("flags", fccntl(fd, FLOWSFLAGS, FLOWFDEFAULT), 0);
+        must("time-out", fccntl(fd, FLOWSRCVTIMEO, &short_time), 0);
+        check("read with a time-out beside it", flow_read(fd, buf, sizeof(buf)), -ETIMEDOUT);
+        must("time-out", fccntl(fd, FLOWSRCVTIMEO, &zero), 0);
+        check("read with time-out zero beside it", flow_read(fd, buf, sizeof(buf)), -ETIMEDOUT);
+        must("write", flow_write(fd, "x", 1), 1);
+        must("pthread_join", pthread_join(t[0], NULL), 0);
         must("dealloc", flow_dealloc(fd), 0);
 
         return finish();
